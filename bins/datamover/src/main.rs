@@ -1,0 +1,2 @@
+//! The datamover program.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The restore program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! changed-block bitmaps and base decisions.

@@ -1,0 +1,1 @@
+//! the bytes of the repository.
