@@ -1,1 +1,24 @@
-//! a simulated XenServer pool.
+//! A simulated XenServer pool for tests and the demo: XenAPI over XML-RPC and JSON-RPC, HTTP disk transfers, NBD
+//! with changed block tracking, and faults to order.
+//!
+//! Charter: behave as xapi 26.1.19 does, taken from its sources and from recordings of a real one, never from what
+//! our own client happens to send. It shares no code with that client (`xenapi`, `nbd`, `cbt`, `store`, `engine`),
+//! so that an error can not be invisible by being made on both sides. It is a test double: it keeps its objects in
+//! memory and its disks as sparse files in a temporary folder, and is not hardened.
+
+#[path = "control/counters.rs"]
+mod counters;
+mod error;
+#[path = "control/fault.rs"]
+mod fault;
+pub mod nbd;
+mod options;
+mod pool;
+pub mod storage;
+mod vhd_export;
+
+pub use counters::{Counters, NbdDiskCounters};
+pub use error::SimError;
+pub use fault::{Fault, FaultEffect};
+pub use options::{DiskContent, DiskSpec, NbdAccess, SimOptions, SrSpec, VmSpec};
+pub use pool::{DiskInfo, HostInfo, SimPool, SrInfo, VmInfo};

@@ -1,0 +1,180 @@
+//! What a pool is made of when it starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::storage::SrKind;
+
+/// Makes a pool: hosts, SRs, VMs and manners. `SimOptions::default()` is one host, one VHD SR of 1 TiB, one halted
+/// VM with one disk of 64 MiB, NBD over TLS enabled, no delays.
+#[derive(Clone, Debug)]
+pub struct SimOptions {
+    /// Number of hosts, each on its own loopback address; the first is the coordinator. 1 to 64.
+    pub hosts: usize,
+    /// The SRs, all shared by all hosts unless `local_to` says otherwise. The first is the pool's default SR.
+    pub srs: Vec<SrSpec>,
+    /// The VMs.
+    pub vms: Vec<VmSpec>,
+    /// Time that plugging a disk into a control domain takes.
+    pub attach_delay: Duration,
+    /// Time that unplugging one takes.
+    pub detach_delay: Duration,
+    /// Time that each background task takes at least.
+    pub task_delay: Duration,
+    /// Serve the XenAPI port without TLS.
+    pub plain_http: bool,
+    /// Password of `root`.
+    pub password: String,
+    /// Purpose of the first network.
+    pub nbd: NbdAccess,
+    /// Limit of sessions per originator, 500 in a real pool.
+    pub session_limit: usize,
+    /// Features that the licence leaves out: keys of `restrictions` such as `restrict_cbt`.
+    pub restrictions: Vec<String>,
+    /// Answers like a server from before changed block tracking: `VDI.enable_cbt` and its relatives are unknown.
+    pub older_server: bool,
+    /// Delay before a wrong password is refused (over 2 s in a real pool).
+    pub wrong_password_delay: Duration,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self {
+            hosts: 1,
+            srs: vec![SrSpec::new("Local storage", SrKind::Ext)],
+            vms: vec![VmSpec::new("vm-1").disk(DiskSpec::new(64 << 20))],
+            attach_delay: Duration::ZERO,
+            detach_delay: Duration::ZERO,
+            task_delay: Duration::ZERO,
+            plain_http: false,
+            password: "secret of the simulated pool".to_owned(),
+            nbd: NbdAccess::Tls,
+            session_limit: 500,
+            restrictions: Vec::new(),
+            older_server: false,
+            wrong_password_delay: Duration::from_millis(20),
+        }
+    }
+}
+
+/// Purpose of the pool's first network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NbdAccess {
+    /// No purpose: NBD is off, as on a new pool.
+    Off,
+    /// Purpose `nbd`: TLS forced.
+    Tls,
+    /// Purpose `insecure_nbd`: no TLS.
+    Insecure,
+}
+
+/// One storage repository.
+#[derive(Clone, Debug)]
+pub struct SrSpec {
+    /// `name_label`.
+    pub name: String,
+    /// Its behaviour.
+    pub kind: SrKind,
+    /// Physical size in bytes.
+    pub size: u64,
+    /// Index of the only host that has a PBD for it; `None` means shared by all.
+    pub local_to: Option<usize>,
+}
+
+impl SrSpec {
+    /// A shared SR of 16 TiB.
+    pub fn new(name: &str, kind: SrKind) -> Self {
+        Self { name: name.to_owned(), kind, size: 16 << 40, local_to: None }
+    }
+}
+
+/// One VM.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// `name_label`.
+    pub name: String,
+    /// Its disks, `userdevice` 0, 1, ... in this order.
+    pub disks: Vec<DiskSpec>,
+    /// Started before the pool is ready.
+    pub running: bool,
+    /// Adds a CD drive with a disc of an ISO SR as the last device.
+    pub cd: bool,
+    /// Number of network interfaces on the first network.
+    pub vifs: usize,
+}
+
+impl VmSpec {
+    /// A halted VM without disks and with one network interface.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), disks: Vec::new(), running: false, cd: false, vifs: 1 }
+    }
+
+    /// Adds a disk.
+    #[must_use]
+    pub fn disk(mut self, disk: DiskSpec) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Starts it before the pool is ready.
+    #[must_use]
+    pub fn running(mut self) -> Self {
+        self.running = true;
+        self
+    }
+}
+
+/// One disk of a VM.
+#[derive(Clone, Debug)]
+pub struct DiskSpec {
+    /// Virtual size in bytes; for a file 0 means its length, rounded up to 2 MiB.
+    pub size: u64,
+    /// Name of the SR (`SrSpec::name`); `None` means the first.
+    pub sr: Option<String>,
+    /// What it holds at the start.
+    pub content: DiskContent,
+    /// Changed block tracking is on from the start.
+    pub cbt: bool,
+}
+
+impl DiskSpec {
+    /// A disk of zeros on the first SR.
+    pub fn new(size: u64) -> Self {
+        Self { size, sr: None, content: DiskContent::Zeros, cbt: false }
+    }
+
+    /// A disk with the content of a file.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { size: 0, sr: None, content: DiskContent::File(path.into()), cbt: false }
+    }
+
+    /// Puts it on the SR of that name.
+    #[must_use]
+    pub fn on(mut self, sr: &str) -> Self {
+        self.sr = Some(sr.to_owned());
+        self
+    }
+
+    /// Gives it content.
+    #[must_use]
+    pub fn content(mut self, content: DiskContent) -> Self {
+        self.content = content;
+        self
+    }
+}
+
+/// What a disk holds when the pool starts.
+#[derive(Clone, Debug)]
+pub enum DiskContent {
+    /// Nothing was ever written.
+    Zeros,
+    /// The bytes of a file; holes of the file stay unallocated.
+    File(PathBuf),
+    /// Pseudo-random bytes that do not compress, the same for the same seed, from offset 0 on.
+    Random {
+        /// Any number.
+        seed: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
+}

@@ -1,0 +1,8 @@
+//! Being built.
+
+/// Behaviour of an SR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SrKind {
+    /// VHD files, thin.
+    Ext,
+}
