@@ -1,0 +1,1 @@
+//! The footer (and its copy at the front).

@@ -1,0 +1,1 @@
+//! The dynamic disk header.
