@@ -1,2 +1,53 @@
-//! The developer's commands.
-fn main() {}
+//! The developer's commands: `cargo xtask check|test|demo|codegen|measure`.
+//!
+//! `check` and `test` are what CI runs; everything that they need beyond Rust they install or name themselves.
+//! Nothing here is shipped, so the commands print, and may depend on anything.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
+
+mod check;
+mod codegen;
+mod run;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The developer's commands of Xenvault")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, lints, floors table, generated code, licences and sources, pitfall tests: fails if one is not as it must be
+    Check,
+    /// Installs or names the system tools that tests need, then runs all tests and the embedding example
+    Test {
+        /// Also the tests that take minutes or gigabytes (built with optimisation)
+        #[arg(long)]
+        long: bool,
+    },
+    /// Makes the XenAPI records and wrappers from the committed list of facts
+    Codegen {
+        /// Write nothing, fail if what is committed is not what would be written
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Check => check::run(),
+        Command::Test { long } => test::run(long),
+        Command::Codegen { check } => codegen::run(check),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

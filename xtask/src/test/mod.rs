@@ -1,0 +1,80 @@
+//! `cargo xtask test`: the tools, then every test of the workspace, the documentation's examples, the embedding package.
+
+mod tools;
+
+use crate::run::{Outcome, cargo, output, show, target_folder, workspace};
+use std::time::Instant;
+
+/// The programs that the end-to-end tests run.
+const PROGRAMS: [&str; 3] = ["xenvault-datamover", "xenvault-restore", "xenvault-sim"];
+
+/// Told to the tests: where the programs lie.
+const PROGRAMS_VARIABLE: &str = "XENVAULT_PROGRAMS";
+
+/// Told to the tests: also what takes minutes or gigabytes.
+const LONG_VARIABLE: &str = "XENVAULT_LONG";
+
+/// Runs all tests; with `long` also those that take minutes, in an optimised build.
+///
+/// # Errors
+/// A tool that is missing and can not be installed, or the first part of the tests that failed.
+pub fn run(long: bool) -> Outcome {
+    let started = Instant::now();
+    tools::provide(tools::FOR_TESTS)?;
+    let programs = build_programs(long)?;
+    let profile = if long { &["--release"][..] } else { &[] };
+
+    let nextest = output(cargo().args(["nextest", "--version"])).is_ok();
+    let mut tests = cargo();
+    if nextest {
+        tests.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+        tests.args(if long { &["--cargo-profile", "release"][..] } else { &[] });
+    } else {
+        tests.args(["test", "--workspace", "--no-fail-fast"]).args(profile);
+    }
+    tests.env(PROGRAMS_VARIABLE, &programs);
+    if long {
+        tests.env(LONG_VARIABLE, "1");
+    }
+    let workspace_tests = show(&mut tests);
+    // nextest leaves out the examples in the documentation.
+    let examples = if nextest { show(cargo().args(["test", "--quiet", "--workspace", "--doc"])) } else { Ok(()) };
+    let embed = show(
+        cargo()
+            .args(["test", "--locked", "--manifest-path"])
+            .arg(workspace().join("tests/embed/Cargo.toml"))
+            .env("CARGO_TARGET_DIR", target_folder())
+            .env(PROGRAMS_VARIABLE, &programs),
+    );
+
+    println!("== test");
+    let mut failed = Vec::new();
+    for (name, result) in [("workspace", workspace_tests), ("documentation", examples), ("tests/embed", embed)] {
+        match result {
+            Ok(()) => println!("   ok  {name}"),
+            Err(error) => {
+                println!("FAILED {name}: {error}");
+                failed.push(name);
+            }
+        }
+    }
+    if failed.is_empty() {
+        println!("xtask test: passed in {:.0} s", started.elapsed().as_secs_f32());
+        return Ok(());
+    }
+    Err(format!("test failed: {}", failed.join(", ")).into())
+}
+
+/// Builds the programs and gives the folder that they lie in.
+pub fn build_programs(optimised: bool) -> Outcome<std::path::PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--bins"]);
+    for program in PROGRAMS {
+        build.args(["--package", program]);
+    }
+    if optimised {
+        build.arg("--release");
+    }
+    show(&mut build)?;
+    Ok(target_folder().join(if optimised { "release" } else { "debug" }))
+}
