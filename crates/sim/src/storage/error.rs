@@ -1,0 +1,73 @@
+//! Failures of storage, in the form in which XenAPI hands them to a client.
+
+/// A failure with XenAPI's code and parameters, such as `SR_BACKEND_FAILURE_44` and `["", "text", ""]`.
+///
+/// The numbers and descriptions are those of the storage manager's own error table.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {}", params.join(", "))]
+pub struct SrError {
+    /// XenAPI's error code.
+    pub code: String,
+    /// Its parameters, in order.
+    pub params: Vec<String>,
+}
+
+impl SrError {
+    /// A failure of the storage manager: number, description, and the detail that it puts into `[opterr=...]`.
+    pub fn backend(number: u16, description: &str, detail: Option<&str>) -> Self {
+        let text = match detail {
+            Some(detail) => format!("{description} [opterr={detail}]"),
+            None => description.to_owned(),
+        };
+        Self { code: format!("SR_BACKEND_FAILURE_{number}"), params: vec![String::new(), text, String::new()] }
+    }
+
+    /// Any other code of XenAPI.
+    pub fn api(code: &str, params: &[&str]) -> Self {
+        Self { code: code.to_owned(), params: params.iter().map(|&param| param.to_owned()).collect() }
+    }
+
+    /// The storage manager has no such disk (46, `VDIUnavailable`).
+    pub(crate) fn no_such_vdi(vdi: uuid::Uuid) -> Self {
+        Self::backend(46, "The VDI is not available", Some(&format!("VDI {vdi} not found")))
+    }
+
+    /// There is no such storage repository (47, `SRUnavailable`).
+    pub(crate) fn no_such_sr(sr: uuid::Uuid) -> Self {
+        Self::backend(47, "The SR is not available", Some(&format!("no such directory {sr}")))
+    }
+
+    /// Not enough space (44, `SRNoSpace`).
+    pub(crate) fn no_space() -> Self {
+        Self::backend(44, "There is insufficient space", None)
+    }
+
+    /// The driver can not do that to such a disk (38, `Unimplemented`).
+    pub(crate) fn unimplemented(detail: Option<&str>) -> Self {
+        Self::backend(38, "The requested method is not supported/implemented", detail)
+    }
+
+    /// A size that the type of disk can not have (79, `VDISize`).
+    pub(crate) fn bad_size(detail: &str) -> Self {
+        Self::backend(79, "VDI Invalid size", Some(detail))
+    }
+
+    /// A kind of disk that the call refuses (66, `VDIType`).
+    pub(crate) fn bad_type(detail: &str) -> Self {
+        Self::backend(66, "Invalid VDI type", Some(detail))
+    }
+
+    /// The union of change logs failed (460, `CBTChangedBlocksError`).
+    pub(crate) fn changed_blocks(detail: &str) -> Self {
+        Self::backend(460, "Failed to calculate changed blocks for given VDIs.", Some(detail))
+    }
+
+    /// Change logs that contradict each other (459, `CBTMetadataInconsistent`).
+    pub(crate) fn inconsistent_bitmaps() -> Self {
+        Self::backend(
+            459,
+            "Changed block tracking log is in an inconsistent state.",
+            Some("Inconsistent bitmaps"),
+        )
+    }
+}
