@@ -15,7 +15,7 @@ pub mod nbd;
 mod options;
 mod pool;
 pub mod storage;
-mod vhd_export;
+pub mod vhd_export;
 
 pub use counters::{Counters, NbdDiskCounters};
 pub use error::SimError;
