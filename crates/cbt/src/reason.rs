@@ -53,17 +53,44 @@ pub enum SuspectCause {
 }
 
 impl FullReason {
-    /// The reason for a failure of `list_changed_blocks` (or of a use of the base), from XenAPI's error code.
+    /// The reason for a failure of `list_changed_blocks` (or of another use of the base), from XenAPI's error code.
     ///
-    /// Every failure means reading the whole disk; none fails the backup (X12, X18, X19).
+    /// Every failure means reading the whole disk; none fails the backup (X09, X12, X18, X19).
     pub fn from_failure(code: &str) -> Self {
-        let _ = code;
-        todo!()
+        match code {
+            "SR_BACKEND_FAILURE_460" => Self::Unrelated,
+            "SR_BACKEND_FAILURE_459" => Self::BitmapInvalid,
+            "VDI_NO_CBT_METADATA" | "HANDLE_INVALID" | "UUID_INVALID" => Self::BaseGone,
+            "SR_OPERATION_NOT_SUPPORTED"
+            | "LICENSE_RESTRICTION"
+            | "FEATURE_RESTRICTED"
+            | "MESSAGE_METHOD_UNKNOWN"
+            | "MESSAGE_REMOVED" => Self::CbtUnsupported,
+            _ => Self::ListingFailed,
+        }
     }
 }
 
 impl fmt::Display for FullReason {
-    fn fmt(&self, _f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        todo!()
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::FirstBackup => "first-backup",
+            Self::Requested => "requested",
+            Self::CbtDisabled => "cbt-disabled",
+            Self::CbtUnsupported => "cbt-unsupported",
+            Self::BaseGone => "base-gone",
+            Self::Suspect(SuspectCause::Unknown) => "suspect:unknown",
+            Self::Suspect(SuspectCause::UncleanShutdown) => "suspect:unclean-shutdown",
+            Self::Suspect(SuspectCause::HostRebooted) => "suspect:host-rebooted",
+            Self::Suspect(SuspectCause::CbtMessage) => "suspect:cbt-message",
+            Self::Suspect(SuspectCause::HaMessage) => "suspect:ha-message",
+            Self::DiskReplaced => "disk-replaced",
+            Self::Shrunk => "shrunk",
+            Self::Migrated => "migrated",
+            Self::ChainBroken => "chain-broken",
+            Self::Unrelated => "unrelated",
+            Self::BitmapInvalid => "bitmap-invalid",
+            Self::ListingFailed => "listing-failed",
+        })
     }
 }
