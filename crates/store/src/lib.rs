@@ -1,1 +1,33 @@
-//! the repository.
+//! The repository: chunks, packs, index, disk maps, points.
+//!
+//! Floor 2. Owns what is written when, and finds it again; the bytes themselves are `store-format`'s. Any number of
+//! writers and readers share a repository without a lock: a writer publishes packs, then index segments, then the
+//! point, each of them at once and for good, so that an interruption at any byte leaves a readable repository.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use xenvault_store::{Repository, Secret};
+//! let repository = Repository::open("/backup".as_ref(), &Secret::new("a passphrase")).await?;
+//! for point in repository.points(&Default::default()).await?.points {
+//!     println!("{} {}", point.id, point.vm_name);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod counters;
+mod error;
+mod points;
+mod reader;
+mod repository;
+mod writer;
+
+pub use counters::{Stage, WriteCounters, WriteProgress};
+pub use error::{Retry, StoreError};
+pub use points::{DamagedPoint, Point, PointFilter, PointListing, PointSummary};
+pub use reader::{DiskReader, ReadOptions};
+pub use repository::{InitOptions, Repository};
+pub use writer::{DiskOptions, DiskResult, DiskStats, DiskWriter, Writer, WriterOptions};
+pub use xenvault_store_format::{
+    BlobRef, ChunkId, DiskMapRef, Level, PackId, ParseIdError, PointDisk, PointId, PointManifest, RepositoryId, Secret,
+};

@@ -1,0 +1,118 @@
+//! What can go wrong with a repository, told for the operator and for the scheduler.
+
+use std::path::PathBuf;
+
+use xenvault_block::ByteRange;
+use xenvault_store_format::{ChunkId, PointId};
+
+/// Whether trying again can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Retry {
+    /// Not before somebody has done something.
+    Never,
+    /// The same call may succeed later.
+    Later,
+}
+
+/// Why the repository could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is nothing that looks like a repository.
+    #[error("{path} is no Xenvault repository: it has no file \"config\"; check the path, or make a repository there with init-repository", path = path.display())]
+    NotARepository {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// There is something already.
+    #[error("{path} can not become a repository: the folder is not empty", path = path.display())]
+    NotEmpty {
+        /// Where the repository should have been made.
+        path: PathBuf,
+    },
+    /// The key slots are intact, and none opens.
+    #[error("the passphrase does not open this repository")]
+    WrongPassphrase,
+    /// Written by a later release.
+    #[error("{object} has format version {found}, this release reads up to version {supported}: use a newer release")]
+    NewerFormat {
+        /// Name of the object.
+        object: String,
+        /// Version that it has.
+        found: u16,
+        /// Newest version that this release reads.
+        supported: u16,
+    },
+    /// An object's bytes are not what was written.
+    #[error("the repository's object {object} is damaged")]
+    Damaged {
+        /// Name of the object.
+        object: String,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A chunk that a point needs is in no pack.
+    #[error("chunk {id} is in no readable pack of the repository")]
+    ChunkMissing {
+        /// The chunk.
+        id: ChunkId,
+    },
+    /// A part of a disk can not be read; the cause is in the source.
+    #[error("{range} of the disk can not be read from the repository")]
+    DiskRange {
+        /// The bytes of the disk that are hurt.
+        range: ByteRange,
+        /// Why.
+        source: Box<StoreError>,
+    },
+    /// The medium is full. What was published before is intact.
+    #[error(
+        "the repository's file system is full: free space there, then run the job again; what is published is intact"
+    )]
+    Full {
+        /// What was being written.
+        object: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The medium failed.
+    #[error("can not {action} {object} in the repository")]
+    Backend {
+        /// What was tried.
+        action: &'static str,
+        /// Name of the object.
+        object: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// There is no such point.
+    #[error("there is no restore point {id} in this repository")]
+    UnknownPoint {
+        /// What was asked for.
+        id: PointId,
+    },
+    /// The caller broke a rule of the call.
+    #[error("{what}")]
+    Misuse {
+        /// Which rule, with numbers.
+        what: String,
+    },
+    /// This writer failed before; the first failure was reported then.
+    #[error("the repository writer has failed before: {reason}")]
+    WriterFailed {
+        /// Text of the first failure.
+        reason: String,
+    },
+}
+
+impl StoreError {
+    /// Whether trying again can help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Full { .. } | Self::Backend { .. } | Self::WriterFailed { .. } => Retry::Later,
+            Self::DiskRange { source, .. } => source.retry(),
+            _ => Retry::Never,
+        }
+    }
+}
