@@ -93,6 +93,15 @@ impl Writer {
         todo!()
     }
 
+    /// Completes the open packs, so that the disks that are finished can be read with `Repository::disk` before there
+    /// is a point: the check sample of a backup is compared with what the repository really returns.
+    ///
+    /// # Errors
+    /// As [`Self::put_blob`].
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        todo!()
+    }
+
     /// Makes everything durable, packs before index before point, and writes the point last.
     /// When it returns, the point is complete and survives a power cut.
     ///
