@@ -3,6 +3,8 @@
 //! Included with `#[path = "../../../tests/support/shared.rs"] mod shared;` by the tests that read them. A plain clone
 //! has no recordings: then the caller falls back on fixtures of its own. CI always has them.
 
+#![allow(clippy::print_stdout, reason = "a test tells what it leaves out")]
+
 use std::path::{Path, PathBuf};
 
 /// The path of `relative` in the recordings, or `None` in a plain clone, after one line that says what is left out.

@@ -123,6 +123,14 @@ impl ExtentSet {
     }
 }
 
+impl Extend<ByteRange> for ExtentSet {
+    fn extend<I: IntoIterator<Item = ByteRange>>(&mut self, ranges: I) {
+        for range in ranges {
+            self.insert(range);
+        }
+    }
+}
+
 impl FromIterator<ByteRange> for ExtentSet {
     fn from_iter<I: IntoIterator<Item = ByteRange>>(ranges: I) -> Self {
         let mut set = Self::new();

@@ -347,7 +347,7 @@ mod tests {
     fn sized() -> impl Strategy<Value = (Vec<u8>, u64)> {
         (1_u64..60 * BLOCK).prop_flat_map(|size| {
             let byte = prop_oneof![Just(0_u8), Just(0xFF), any::<u8>()];
-            (proptest::collection::vec(byte, bitmap_bytes(size) as usize), Just(size))
+            (proptest::collection::vec(byte, usize::try_from(bitmap_bytes(size)).unwrap()), Just(size))
         })
     }
 

@@ -1,5 +1,7 @@
 //! The bitmaps of real change logs: what a pool answers, and the extents that it means.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test says what is wrong by failing")]
+
 use serde::Deserialize;
 use xenvault_cbt::{CbtError, ChangedBlocks, FullReason};
 

@@ -4,6 +4,7 @@
 //! table) and gives an [`AllocationMap`]; it holds no more than the table. [`DynamicLayout`] encodes a dynamic disk front
 //! to back with all lengths known ahead. Sizes come from `current_size`, never from the geometry.
 
+mod bytes;
 mod error;
 mod footer;
 mod head;
