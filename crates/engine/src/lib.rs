@@ -1,1 +1,90 @@
-//! the workflows.
+//! The workflows of Xenvault: back up one VM, restore one, sweep what dead runs left behind.
+//!
+//! Floor 3. Owns the order of steps, the ownership marks on objects of the pool, and the journal of intents. Owns no
+//! protocol and no format: it talks to a pool through `xenapi` and `nbd`, and to a repository through `store`.
+//!
+//! A library to embed: it never prints, exits, or installs anything global. It reports through [`JobMonitor`].
+//! Dropping the future of a workflow cancels it; what it made in the pool is then removed by a task that is spawned on
+//! the current tokio runtime. If the runtime goes away first, the next run of the same installation, or a sweep, does it.
+
+mod backup;
+mod error;
+mod monitor;
+mod options;
+pub mod points;
+mod restore;
+mod sweep;
+
+use std::sync::Arc;
+
+use xenvault_store::Repository;
+use xenvault_xenapi::Session;
+
+pub use backup::{
+    BackupReport, BackupRequest, DiskReport, Finding, FindingKind, Level, LevelRequest, SkippedDevice, VmSelector,
+};
+pub use error::{EngineError, ErrorKind, Retry};
+pub use monitor::{Bottleneck, JobMonitor, NoMonitor, Progress, Stage, Warning};
+pub use options::{ClearText, EngineOptions, MAX_SAMPLE_BLOCKS};
+pub use restore::{
+    MacPolicy, NotRestored, RestoreReport, RestoreRequest, RestoredDisk, RestoredVif, SrSelector,
+};
+pub use sweep::{ObjectKind, SweepAction, SweepItem, SweepMode, SweepOptions, SweepPlan, SweepReport};
+
+/// Runs workflows against one pool and one repository. A clone is a handle to the same.
+#[derive(Clone)]
+pub struct Engine {
+    #[expect(dead_code, reason = "skeleton")]
+    inner: Arc<Inner>,
+}
+
+#[expect(dead_code, reason = "skeleton")]
+struct Inner {
+    session: Session,
+    repository: Option<Repository>,
+    options: EngineOptions,
+}
+
+impl Engine {
+    /// Opens (or makes) the state folder and ties the parts together. The session stays the caller's to log out.
+    ///
+    /// A sweep works without a repository; the other workflows then fail with [`EngineError::NoRepository`].
+    ///
+    /// # Errors
+    /// [`EngineError::State`], [`EngineError::Identity`].
+    pub fn open(session: Session, repository: Option<Repository>, options: EngineOptions) -> Result<Self, EngineError> {
+        Ok(Self { inner: Arc::new(Inner { session, repository, options }) })
+    }
+
+    /// The identity of this installation, as it stands in the marks on objects of the pool.
+    pub fn instance(&self) -> &str {
+        todo!()
+    }
+
+    /// Backs up one VM.
+    ///
+    /// When this returns a report, the point is complete and durable. On failure no point was written and what was
+    /// made in the pool has been removed.
+    ///
+    /// # Errors
+    /// Any of [`EngineError`].
+    pub async fn backup(&self, request: BackupRequest) -> Result<BackupReport, EngineError> {
+        backup::run(self, request).await
+    }
+
+    /// Restores one VM as a new, halted VM.
+    ///
+    /// # Errors
+    /// Any of [`EngineError`]; what was made has been removed then.
+    pub async fn restore(&self, request: RestoreRequest) -> Result<RestoreReport, EngineError> {
+        restore::run(self, request).await
+    }
+
+    /// Removes what dead runs of this installation left in the pool.
+    ///
+    /// # Errors
+    /// [`EngineError::Pool`] if the pool can not be listed completely; nothing was removed then.
+    pub async fn sweep(&self, options: SweepOptions) -> Result<SweepReport, EngineError> {
+        sweep::run(self, options).await
+    }
+}
