@@ -9,10 +9,13 @@
 
 mod backup;
 mod error;
+mod gaps;
+mod marks;
 mod monitor;
 mod options;
 pub mod points;
 mod restore;
+mod state;
 mod sweep;
 
 use std::sync::Arc;

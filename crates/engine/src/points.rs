@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use xenvault_store::{PointFilter, PointId, PointSummary, Repository};
+use xenvault_store::{Point, PointFilter, PointId, PointListing, Repository};
 
 use crate::EngineError;
 use crate::monitor::JobMonitor;
@@ -12,8 +12,8 @@ use crate::monitor::JobMonitor;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PointDetails {
-    /// The manifest's summary.
-    pub summary: PointSummary,
+    /// The whole manifest.
+    pub point: Point,
     /// Disks, by position.
     pub disks: Vec<PointDiskDetails>,
     /// Devices that were left out: position to reason.
@@ -56,11 +56,11 @@ pub struct DiskFileReport {
     pub written_bytes: u64,
 }
 
-/// Points of a repository, newest last.
+/// Points of a repository, newest last, and those that can not be read.
 ///
 /// # Errors
 /// [`EngineError::Repository`].
-pub async fn list(repository: &Repository, filter: &PointFilter) -> Result<Vec<PointSummary>, EngineError> {
+pub async fn list(repository: &Repository, filter: &PointFilter) -> Result<PointListing, EngineError> {
     let _ = (repository, filter);
     todo!()
 }

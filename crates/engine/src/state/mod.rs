@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-pub(crate) use journal::{Journal, RunHistory};
+pub(crate) use journal::{Journal, Publication, RunHistory};
 pub(crate) use record::{Entry, Made, Operation};
 
 use crate::EngineError;

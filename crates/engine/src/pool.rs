@@ -1,0 +1,157 @@
+//! Small helpers around calls of the pool that every workflow needs.
+
+use std::time::{Duration, Instant};
+
+use xenvault_xenapi::{ErrorCode, Session, XenApiError, pool, task, tasks, vbd, vdi, vm};
+
+use crate::state::{Entry, Journal, Made};
+use crate::{EngineError, EngineOptions};
+
+/// Gives a failed call its place in the workflow.
+pub(crate) trait Doing<T> {
+    /// `action` completes "the pool failed to ...".
+    fn doing(self, action: impl Into<String>) -> Result<T, EngineError>;
+}
+
+impl<T> Doing<T> for Result<T, XenApiError> {
+    fn doing(self, action: impl Into<String>) -> Result<T, EngineError> {
+        self.map_err(|source| EngineError::Pool { action: action.into(), source })
+    }
+}
+
+/// The same for calls of the repository.
+pub(crate) trait DoingInRepository<T> {
+    /// `action` completes "the repository failed to ...".
+    fn doing(self, action: impl Into<String>) -> Result<T, EngineError>;
+}
+
+impl<T> DoingInRepository<T> for Result<T, xenvault_store::StoreError> {
+    fn doing(self, action: impl Into<String>) -> Result<T, EngineError> {
+        self.map_err(|source| EngineError::Repository { action: action.into(), source })
+    }
+}
+
+/// The error code of a failed call, if the pool answered with one.
+pub(crate) fn code(error: &XenApiError) -> Option<&ErrorCode> {
+    match error {
+        XenApiError::Api(failure) => Some(&failure.code),
+        _ => None,
+    }
+}
+
+/// Whether the object of a call does not exist (any more).
+pub(crate) fn is_gone(error: &XenApiError) -> bool {
+    matches!(code(error), Some(ErrorCode::HandleInvalid | ErrorCode::UuidInvalid))
+}
+
+/// Whether the pool says that something is in use at the moment.
+pub(crate) fn is_busy(error: &XenApiError) -> bool {
+    match code(error) {
+        Some(ErrorCode::VdiInUse | ErrorCode::OtherOperationInProgress) => true,
+        Some(ErrorCode::Unknown(text)) => text == "DEVICE_ALREADY_ATTACHED",
+        _ => false,
+    }
+}
+
+/// Whether an SR had no space left.
+pub(crate) fn is_full(error: &XenApiError) -> bool {
+    match code(error) {
+        Some(ErrorCode::SrFull) => true,
+        Some(ErrorCode::Unknown(text)) => text == "SR_BACKEND_FAILURE_44",
+        _ => false,
+    }
+}
+
+/// Turns "it is not there" into success: removing something twice is no failure.
+pub(crate) fn gone_is_fine(result: Result<(), XenApiError>) -> Result<(), XenApiError> {
+    match result {
+        Err(error) if is_gone(&error) => Ok(()),
+        other => other,
+    }
+}
+
+/// The pool's reference and record.
+pub(crate) async fn the_pool(session: &Session) -> Result<pool::Record, EngineError> {
+    let all = pool::get_all_records(session).await.doing("read the pool's record")?;
+    all.into_values().next().ok_or_else(|| EngineError::Internal { what: "the pool has no pool record".into() })
+}
+
+/// Server time, seconds since 1970: ages and deadlines on objects of the pool are measured with its own clock.
+pub(crate) async fn server_time(session: &Session, pool: &pool::Record) -> Result<u64, EngineError> {
+    let time = xenvault_xenapi::host::get_servertime(session, &pool.master).await.doing("tell the time")?;
+    Ok(u64::try_from(time.unix_seconds()).unwrap_or(0))
+}
+
+/// Awaits a task that a journal knows about from its first moment, so that a crash leaves no unknown task behind.
+pub(crate) async fn await_task<T: tasks::FromTaskResult>(
+    session: &Session,
+    journal: &Journal,
+    options: &EngineOptions,
+    started: Result<task::Ref, XenApiError>,
+) -> Result<T, XenApiError> {
+    let task = started?;
+    let id = task.as_str().to_owned();
+    // A journal that can not be written any more is noticed at the next intent; the task is destroyed here anyway.
+    let _ = journal.write(&Entry::Created { what: Made::Task, id: id.clone() });
+    let wait = tasks::WaitOptions { progress_deadline: options.task_progress_deadline, ..Default::default() };
+    let result = tasks::wait::<T>(session, &task, &wait, None).await;
+    let _ = journal.write(&Entry::Removed { what: Made::Task, id });
+    result
+}
+
+/// Waits until no control domain has the disk attached: the host removes its VBD some time after NBD was closed (U07).
+///
+/// Returns `false` if one is still there after `limit`.
+pub(crate) async fn wait_detached(session: &Session, disk: &vdi::Ref, limit: Duration) -> Result<bool, XenApiError> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(50);
+    loop {
+        if !is_attached_to_control_domain(session, disk).await? {
+            return Ok(true);
+        }
+        if Instant::now() + pause > deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+async fn is_attached_to_control_domain(session: &Session, disk: &vdi::Ref) -> Result<bool, XenApiError> {
+    let vbds = match vdi::get_vbds(session, disk).await {
+        Err(error) if is_gone(&error) => return Ok(false),
+        other => other?,
+    };
+    for vbd in &vbds {
+        // A VBD or VM that vanishes between two calls is what is waited for.
+        let user = match vbd::get_vm(session, vbd).await {
+            Err(error) if is_gone(&error) => continue,
+            other => other?,
+        };
+        match vm::get_is_control_domain(session, &user).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// Does something that needs the disk to be free, again and again while it is busy, for at most `limit`.
+pub(crate) async fn while_busy<F, Fut>(limit: Duration, mut act: F) -> Result<(), XenApiError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<(), XenApiError>>,
+{
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match act().await {
+            Err(error) if is_busy(&error) && Instant::now() + pause < deadline => {}
+            other => return other,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(3));
+    }
+}

@@ -1,0 +1,144 @@
+//! What the pool holds, read once for a plan, and whose it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xenvault_xenapi::{Session, vbd, vdi, vm};
+
+use crate::EngineError;
+use crate::marks::{self, Candidate, NotOurs, Owned};
+use crate::pool::{Doing as _, server_time, the_pool};
+use crate::state::{Made, Publication, RunHistory};
+
+/// VMs, disks and VBDs of one pool at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inventory {
+    pub(crate) pool: String,
+    /// Server time, seconds since 1970.
+    pub(crate) now: u64,
+    pub(crate) vms: BTreeMap<vm::Ref, vm::Record>,
+    pub(crate) vdis: BTreeMap<vdi::Ref, vdi::Record>,
+    pub(crate) vbds: BTreeMap<vbd::Ref, vbd::Record>,
+}
+
+/// What is known about a run beside the pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RunFacts {
+    pub(crate) alive: bool,
+    pub(crate) publication: Publication,
+    pub(crate) created: BTreeSet<(Made, String)>,
+    pub(crate) vm: Option<String>,
+    pub(crate) restore: bool,
+}
+
+impl RunFacts {
+    /// A run without a journal: it ended, and whatever it left was left on purpose or by accident.
+    pub(crate) fn unknown() -> Self {
+        Self { alive: false, publication: Publication::No, created: BTreeSet::new(), vm: None, restore: false }
+    }
+
+    /// A run that is alive somewhere.
+    pub(crate) fn living() -> Self {
+        Self { alive: true, ..Self::unknown() }
+    }
+}
+
+impl From<&RunHistory> for RunFacts {
+    fn from(history: &RunHistory) -> Self {
+        Self {
+            alive: false,
+            publication: history.publication.clone(),
+            created: history.alive.clone(),
+            vm: history.operation.as_ref().map(|operation| operation.vm.clone()),
+            restore: history.operation.as_ref().is_some_and(|operation| operation.kind == "restore"),
+        }
+    }
+}
+
+impl Inventory {
+    /// Reads everything. Any failure fails the whole: nothing is ever concluded from an incomplete list.
+    pub(crate) async fn read(session: &Session) -> Result<Self, EngineError> {
+        let pool = the_pool(session).await?;
+        let now = server_time(session, &pool).await?;
+        Ok(Self {
+            now,
+            pool: pool.uuid,
+            vms: vm::get_all_records(session).await.doing("list the VMs")?,
+            vdis: vdi::get_all_records(session).await.doing("list the disks")?,
+            vbds: vbd::get_all_records(session).await.doing("list the VBDs")?,
+        })
+    }
+
+    /// Whose a VM (or the record of a snapshot) is.
+    pub(crate) fn judge_vm(
+        &self,
+        record: &vm::Record,
+        instance: &str,
+        runs: &BTreeMap<String, RunFacts>,
+    ) -> Result<Owned, NotOurs> {
+        let candidate = Candidate {
+            uuid: &record.uuid,
+            name: &record.name_label,
+            other_config: &record.other_config,
+            is_a_snapshot: record.is_a_snapshot,
+            in_journal: created(runs, Made::Vm, &record.uuid),
+            foreign_user: false,
+        };
+        if record.is_control_domain || record.is_default_template {
+            return Err(NotOurs::Unmarked);
+        }
+        let mut owned = marks::judge(&candidate, instance)?;
+        if owned.vm.is_none() {
+            owned.vm = self.vms.get(&record.snapshot_of).map(|source| source.uuid.clone());
+        }
+        Ok(owned)
+    }
+
+    /// Whose a disk is. Disks of a snapshot that is ours are ours, also before they have marks.
+    pub(crate) fn judge_vdi(
+        &self,
+        record: &vdi::Record,
+        instance: &str,
+        runs: &BTreeMap<String, RunFacts>,
+    ) -> Result<Owned, NotOurs> {
+        let users: Vec<&vm::Record> = self.users(record).collect();
+        let by_users: Vec<Owned> = users.iter().filter_map(|user| self.judge_vm(user, instance, runs).ok()).collect();
+        let foreign = users
+            .iter()
+            .any(|user| !user.is_control_domain && self.judge_vm(user, instance, runs).is_err());
+        let candidate = Candidate {
+            uuid: &record.uuid,
+            name: &record.name_label,
+            other_config: &record.other_config,
+            is_a_snapshot: record.is_a_snapshot,
+            in_journal: created(runs, Made::Vdi, &record.uuid),
+            foreign_user: foreign,
+        };
+        match marks::judge(&candidate, instance) {
+            Err(NotOurs::Unmarked | NotOurs::CopiedMarks) if record.is_a_snapshot && !foreign => {
+                // `VM.snapshot` of ours made it and the marks did not get on it any more, or its run noted it.
+                let from_journal = || {
+                    let (run, facts) =
+                        runs.iter().find(|(_, f)| f.created.contains(&(Made::Vdi, record.uuid.clone())))?;
+                    let vm = facts.vm.clone();
+                    Some(Owned { run: run.clone(), role: None, vm, repository: None, resume_until: None })
+                };
+                let from_snapshot =
+                    by_users.into_iter().find(|_| users.iter().any(|user| user.is_a_snapshot)).map(|owner| Owned {
+                        role: None,
+                        ..owner
+                    });
+                from_snapshot.or_else(from_journal).ok_or(NotOurs::Unmarked)
+            }
+            other => other,
+        }
+    }
+
+    /// The VMs that have a VBD on a disk.
+    pub(crate) fn users(&self, record: &vdi::Record) -> impl Iterator<Item = &vm::Record> {
+        record.vbds.iter().filter_map(|vbd| self.vbds.get(vbd)).filter_map(|vbd| self.vms.get(&vbd.vm))
+    }
+}
+
+fn created(runs: &BTreeMap<String, RunFacts>, what: Made, id: &str) -> bool {
+    runs.values().any(|facts| facts.created.contains(&(what, id.to_owned())))
+}
