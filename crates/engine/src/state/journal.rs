@@ -99,7 +99,7 @@ impl RunHistory {
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         let mut text = Vec::new();
-        Read::by_ref(&mut file).take(MAX_JOURNAL_BYTES).read_to_end(&mut text).map_err(failed)?;
+        (&mut file).take(MAX_JOURNAL_BYTES).read_to_end(&mut text).map_err(failed)?;
         Ok(Some(Self::replay(run, &text, path.to_owned(), file)))
     }
 
