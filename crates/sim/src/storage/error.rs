@@ -57,6 +57,26 @@ impl SrError {
         Self::backend(66, "Invalid VDI type", Some(detail))
     }
 
+    /// The medium or the file system failed (200, `EIO`).
+    pub(crate) fn io(error: &std::io::Error) -> Self {
+        Self::backend(200, "General IO error", Some(&error.to_string()))
+    }
+
+    /// The disk is attached (24, `VDIInUse`).
+    pub(crate) fn in_use() -> Self {
+        Self::backend(24, "The VDI is currently in use", None)
+    }
+
+    /// The disk exists (43, `VDIExists`).
+    pub(crate) fn exists() -> Self {
+        Self::backend(43, "The VDI already exists", None)
+    }
+
+    /// Over 30 files in a chain (109, `SnapshotChainTooLong`).
+    pub(crate) fn chain_too_long() -> Self {
+        Self::backend(109, "The snapshot chain is too long", None)
+    }
+
     /// The union of change logs failed (460, `CBTChangedBlocksError`).
     pub(crate) fn changed_blocks(detail: &str) -> Self {
         Self::backend(460, "Failed to calculate changed blocks for given VDIs.", Some(detail))

@@ -6,16 +6,24 @@
 //! (`VDI_IN_USE`), licences and allowed operations are the business of the caller. All calls are synchronous,
 //! thread-safe and cheap: an empty disk of any size costs nothing.
 
+pub mod cbt;
+mod disk;
 mod error;
+mod layer;
+mod space;
+mod state;
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use bytes::Bytes;
 use uuid::Uuid;
-use xenvault_block::{ByteRange, ExtentSet, ReadAt, WriteAt};
+use xenvault_block::ReadAt;
 
+pub use disk::Disk;
 pub use error::SrError;
+use state::State;
 
 /// What a storage repository is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,29 +119,39 @@ pub enum LostBits {
 
 /// All disks of the pool. Cheap to clone; all clones are one storage.
 #[derive(Clone, Debug)]
-pub struct Storage {}
+pub struct Storage {
+    inner: Arc<Inner>,
+}
 
-#[allow(clippy::todo, unused_variables, reason = "skeleton")]
+#[derive(Debug)]
+struct Inner {
+    /// Where the layers' nameless files live.
+    folder: PathBuf,
+    state: RwLock<State>,
+}
+
 impl Storage {
-    /// A storage without a repository, in a folder of its own that goes with the last clone.
+    /// A storage without a repository. Its files are nameless ones of the system's temporary folder.
     ///
     /// # Errors
-    /// The temporary folder can not be made.
+    /// The temporary folder can not be used.
     pub fn new() -> io::Result<Self> {
-        todo!()
+        Self::under(&std::env::temp_dir())
     }
 
-    /// The same, with its files under `parent` (for a file system with room).
+    /// The same, with its files in `folder` (of a file system with room). They have no names and go with the process.
     ///
     /// # Errors
-    /// The folder can not be made.
-    pub fn under(parent: &Path) -> io::Result<Self> {
-        todo!()
+    /// The folder can not be used.
+    pub fn under(folder: &Path) -> io::Result<Self> {
+        drop(tempfile::tempfile_in(folder)?);
+        let inner = Inner { folder: folder.to_owned(), state: RwLock::default() };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Makes a storage repository of `physical_size` bytes.
     pub fn create_sr(&self, sr: Uuid, kind: SrKind, physical_size: u64) {
-        todo!()
+        self.write().create_sr(sr, kind, physical_size);
     }
 
     /// Removes a repository with all its disks.
@@ -141,7 +159,7 @@ impl Storage {
     /// # Errors
     /// 47 if there is none.
     pub fn destroy_sr(&self, sr: Uuid) -> Result<(), SrError> {
-        todo!()
+        self.write().destroy_sr(sr)
     }
 
     /// Space of a repository.
@@ -149,7 +167,7 @@ impl Storage {
     /// # Errors
     /// 47 if there is none.
     pub fn sr_usage(&self, sr: Uuid) -> Result<SrUsage, SrError> {
-        todo!()
+        self.read().usage(sr)
     }
 
     /// Takes space of a repository away for something that is not a disk of ours: a way to fill it. Sets, not adds.
@@ -157,7 +175,20 @@ impl Storage {
     /// # Errors
     /// 47 if there is none.
     pub fn set_foreign_use(&self, sr: Uuid, bytes: u64) -> Result<(), SrError> {
-        todo!()
+        self.write().sr_mut(sr)?.foreign_bytes = bytes;
+        Ok(())
+    }
+
+    /// Whether base copies that nothing needs are merged or removed at once (so it is at the start). Off, chains grow
+    /// as they do while a real garbage collector waits; on again, all waiting work is done.
+    ///
+    /// # Errors
+    /// 47 if there is no such repository.
+    pub fn set_garbage_collection(&self, sr: Uuid, on: bool) -> Result<(), SrError> {
+        let mut state = self.write();
+        state.sr_mut(sr)?.collects_garbage = on;
+        state.collect_garbage(&self.inner.folder, sr);
+        Ok(())
     }
 
     /// What is known of a disk.
@@ -165,7 +196,7 @@ impl Storage {
     /// # Errors
     /// 46 if there is none.
     pub fn vdi(&self, vdi: Uuid) -> Result<VdiInfo, SrError> {
-        todo!()
+        self.read().info(vdi)
     }
 
     /// All disks of a repository, `cbt_metadata` ones too; hidden base copies are not disks.
@@ -173,7 +204,7 @@ impl Storage {
     /// # Errors
     /// 47 if there is no such repository.
     pub fn vdis(&self, sr: Uuid) -> Result<Vec<VdiInfo>, SrError> {
-        todo!()
+        self.read().infos(sr)
     }
 
     /// The hidden base copies of a repository: `managed=false` disks named "base copy" in a real one.
@@ -181,24 +212,29 @@ impl Storage {
     /// # Errors
     /// 47 if there is no such repository.
     pub fn base_copies(&self, sr: Uuid) -> Result<Vec<VdiInfo>, SrError> {
-        todo!()
+        self.read().base_copies(sr)
     }
 
     /// Makes a disk. The size is rounded up to what the type can have (2 MiB for VHD); the true one is in the answer.
+    /// It reads as zeros, but as garbage on raw volumes.
     ///
     /// # Errors
     /// 79 for a size that the type can not have, 44 without space, 47 without the repository, 43 if it exists.
     pub fn create_vdi(&self, sr: Uuid, vdi: Uuid, virtual_size: u64) -> Result<VdiInfo, SrError> {
-        todo!()
+        self.write().create(sr, vdi, virtual_size, None)
     }
 
     /// Makes a disk with the content of a file, as large as it (rounded up). Holes of the file stay unallocated.
-    /// Nothing is copied: the file's data is shared where the file system can, and the file must stay unchanged.
+    /// Nothing is copied: the file is read in place, so it must stay as it is for as long as the disk lives.
     ///
     /// # Errors
     /// As [`Storage::create_vdi`]; 200 if the file can not be read.
     pub fn create_vdi_from_file(&self, sr: Uuid, vdi: Uuid, path: &Path) -> Result<VdiInfo, SrError> {
-        todo!()
+        let broken = |error: io::Error| SrError::io(&error);
+        let file = File::open(path).map_err(broken)?;
+        let length = file.metadata().map_err(broken)?.len();
+        let content = layer::data_extents(&file, length).map_err(broken)?;
+        self.write().create(sr, vdi, length, Some((file, content)))
     }
 
     /// `VDI.snapshot`: `snapshot` gets the present content, and the change log by renaming.
@@ -207,7 +243,7 @@ impl Storage {
     /// # Errors
     /// 44 without space, 109 for a chain of over 30, 38 for raw volumes, `VDI_INCOMPATIBLE_TYPE` without data.
     pub fn snapshot(&self, vdi: Uuid, snapshot: Uuid) -> Result<(VdiInfo, Option<CbtMessage>), SrError> {
-        todo!()
+        self.write().snapshot(vdi, snapshot)
     }
 
     /// `VDI.clone`: as a snapshot, without CBT. `VM.revert` is made of it (clone of the snapshot, then the old disk goes).
@@ -215,23 +251,34 @@ impl Storage {
     /// # Errors
     /// As [`Storage::snapshot`].
     pub fn clone_vdi(&self, vdi: Uuid, clone: Uuid) -> Result<VdiInfo, SrError> {
-        todo!()
+        self.write().clone_disk(vdi, clone)
     }
 
-    /// `VDI.copy` into a repository: a full copy without shared data and without CBT; zeros are left out.
+    /// `VDI.copy` into a repository: a full copy without shared data and without CBT; zeros are left out, except on
+    /// raw volumes.
     ///
     /// # Errors
-    /// As [`Storage::create_vdi`].
+    /// As [`Storage::create_vdi`]; 200 if reading or writing fails.
     pub fn copy(&self, vdi: Uuid, sr: Uuid, copy: Uuid) -> Result<VdiInfo, SrError> {
-        todo!()
+        let source = self.disk(vdi)?;
+        let target = self.create_vdi(sr, copy, source.size())?;
+        let copied = self.disk(copy).and_then(|disk| {
+            source.copy_to(&disk, target.kind == SrKind::LvmRaw).map_err(|error| SrError::io(&error))
+        });
+        if let Err(error) = copied {
+            self.destroy(copy)?;
+            return Err(error);
+        }
+        self.vdi(copy)
     }
 
-    /// `VDI.resize`. Growing only; the new part reads as zeros (garbage on raw volumes). Gives the true size.
+    /// `VDI.resize`. Growing only; the new part reads as zeros (garbage on raw volumes). Gives the true size, and the
+    /// message if CBT was switched off because its log could not grow.
     ///
     /// # Errors
     /// 79 for shrinking or a size that the type can not have, 44 without space.
     pub fn resize(&self, vdi: Uuid, virtual_size: u64) -> Result<(u64, Option<CbtMessage>), SrError> {
-        todo!()
+        self.write().resize(vdi, virtual_size)
     }
 
     /// `VDI.destroy`. The change log is ORed into its child's, and its neighbours are joined. Base copies that nothing
@@ -241,7 +288,7 @@ impl Storage {
     /// # Errors
     /// 24 while it is attached.
     pub fn destroy(&self, vdi: Uuid) -> Result<(), SrError> {
-        todo!()
+        self.write().destroy(&self.inner.folder, vdi)
     }
 
     /// `VDI.data_destroy`: the data goes, the change log stays. Idempotent.
@@ -249,7 +296,7 @@ impl Storage {
     /// # Errors
     /// `VDI_NO_CBT_METADATA` without a change log, 24 while it is attached, 46 if there is none.
     pub fn data_destroy(&self, vdi: Uuid) -> Result<(), SrError> {
-        todo!()
+        self.write().data_destroy(&self.inner.folder, vdi)
     }
 
     /// `VDI.enable_cbt`, idempotent. `is_snapshot` as in the record.
@@ -257,7 +304,7 @@ impl Storage {
     /// # Errors
     /// 66 for raw volumes and snapshots, 457 without space for a log, `VDI_INCOMPATIBLE_TYPE` without data.
     pub fn enable_cbt(&self, vdi: Uuid, is_snapshot: bool) -> Result<(), SrError> {
-        todo!()
+        self.write().configure_cbt(vdi, is_snapshot, true)
     }
 
     /// `VDI.disable_cbt`, idempotent: the disk's log goes, the logs of its snapshots stay.
@@ -265,15 +312,25 @@ impl Storage {
     /// # Errors
     /// 66 for raw volumes and snapshots, `VDI_INCOMPATIBLE_TYPE` without data.
     pub fn disable_cbt(&self, vdi: Uuid, is_snapshot: bool) -> Result<(), SrError> {
-        todo!()
+        self.write().configure_cbt(vdi, is_snapshot, false)
     }
 
-    /// `VDI.list_changed_blocks`: the bitmap in XenAPI's order, highest bit first, not yet in base64.
+    /// `VDI.list_changed_blocks`: the bitmap in XenAPI's order, highest bit first, not yet in base64. Both disks are
+    /// looked up in the repository of `to`. [`SrKind::Large`] answers by the same rules: what a SMAPIv3 plugin returns
+    /// is its own affair, and this one uses 64 KiB blocks.
     ///
     /// # Errors
     /// 460 for the same disk twice, disks without a log, or unrelated ones; 459 for bitmaps that contradict.
     pub fn list_changed_blocks(&self, from: Uuid, to: Uuid) -> Result<Vec<u8>, SrError> {
-        todo!()
+        self.read().changed_blocks(from, to)
+    }
+
+    /// Deletes the change log of a disk behind everybody's back, as a person at the host's shell can.
+    ///
+    /// # Errors
+    /// 46 if there is no such disk.
+    pub fn lose_change_log(&self, vdi: Uuid) -> Result<(), SrError> {
+        self.write().lose_change_log(vdi)
     }
 
     /// Attaches and activates a disk; ended by [`Storage::detach`], once for each attach.
@@ -282,7 +339,7 @@ impl Storage {
     /// # Errors
     /// 46 if there is none or its data is gone.
     pub fn attach(&self, vdi: Uuid, mode: AttachMode) -> Result<Option<CbtMessage>, SrError> {
-        todo!()
+        self.write().attach(vdi, mode)
     }
 
     /// The clean end of an attach: the change log counts as consistent again after the last read-write one.
@@ -290,7 +347,7 @@ impl Storage {
     /// # Errors
     /// 46 if there is no such disk.
     pub fn detach(&self, vdi: Uuid, mode: AttachMode) -> Result<(), SrError> {
-        todo!()
+        self.write().detach(vdi, mode)
     }
 
     /// The end of all attaches of a disk by the death of its host: the log stays marked as inconsistent.
@@ -298,7 +355,7 @@ impl Storage {
     /// # Errors
     /// 46 if there is no such disk.
     pub fn crash(&self, vdi: Uuid, lost: LostBits) -> Result<(), SrError> {
-        todo!()
+        self.write().crash(vdi, lost)
     }
 
     /// A handle for reading and writing; it stays good over snapshots and resizes, and fails once the disk is gone.
@@ -306,80 +363,15 @@ impl Storage {
     /// # Errors
     /// 46 if there is none or its data is gone.
     pub fn disk(&self, vdi: Uuid) -> Result<Disk, SrError> {
-        todo!()
-    }
-}
-
-/// A disk's content. Cheap to clone.
-///
-/// Writing marks 64 KiB blocks in the change log if the disk has one, as tapdisk does: also for equal data.
-#[derive(Clone, Debug)]
-pub struct Disk {}
-
-#[allow(clippy::todo, unused_variables, reason = "skeleton")]
-impl Disk {
-    /// The disk's uuid.
-    pub fn vdi(&self) -> Uuid {
-        todo!()
+        self.read().top_of(vdi).map_err(|_| SrError::no_such_vdi(vdi))?;
+        Ok(Disk::new(self.clone(), vdi))
     }
 
-    /// The bytes of a range. Unallocated ones are zeros and cost no I/O.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] past the end, [`io::ErrorKind::NotFound`] once the disk is gone.
-    pub fn read(&self, range: ByteRange) -> io::Result<Bytes> {
-        todo!()
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.inner.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes zeros, as a guest does: explicit ones, which hide what lies below.
-    ///
-    /// # Errors
-    /// As [`WriteAt::write_all_at`].
-    pub fn zero(&self, range: ByteRange) -> io::Result<()> {
-        todo!()
-    }
-
-    /// The 2 MiB blocks that are allocated in any layer of the chain, clipped at the size: what the BAT of a VHD
-    /// export names. All of the disk on raw volumes.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::NotFound`] once the disk is gone.
-    pub fn allocated_blocks(&self) -> io::Result<ExtentSet> {
-        todo!()
-    }
-
-    /// The bytes that were ever written (512-byte granularity, over the chain). All of the disk on raw volumes.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::NotFound`] once the disk is gone.
-    pub fn written_extents(&self) -> io::Result<ExtentSet> {
-        todo!()
-    }
-
-    /// The 2 MiB blocks that are allocated in a layer of either chain which the two do not share: what a VHD export
-    /// with `base` sends.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::NotFound`] once a disk is gone.
-    pub fn difference_blocks(&self, base: &Disk) -> io::Result<ExtentSet> {
-        todo!()
-    }
-}
-
-#[allow(clippy::todo, unused_variables, reason = "skeleton")]
-impl ReadAt for Disk {
-    fn size(&self) -> u64 {
-        todo!()
-    }
-
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        todo!()
-    }
-}
-
-#[allow(clippy::todo, unused_variables, reason = "skeleton")]
-impl WriteAt for Disk {
-    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        todo!()
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.inner.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
