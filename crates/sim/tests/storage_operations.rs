@@ -1,6 +1,6 @@
 //! What the storage manager does, case by case: sizes, space, change logs, errors.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 
 use uuid::Uuid;
 use xenvault_block::{ByteRange, ReadAt, WriteAt};
@@ -91,10 +91,6 @@ fn a_snapshot_on_thick_volumes_needs_room_for_a_whole_leaf() {
     assert!(pool.used() < before + 64 * MIB);
     pool.storage.destroy(first).unwrap();
     // A full one needs its size again.
-    let (folder, path) = sparse_file(60 * GIB);
-    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.set_len(60 * GIB).unwrap();
-    drop(file);
     let pool = Fixture::new(SrKind::Lvm, 100 * GIB);
     let vdi = pool.disk(60 * GIB);
     for block in 0..60 * 512 {
@@ -103,7 +99,6 @@ fn a_snapshot_on_thick_volumes_needs_room_for_a_whole_leaf() {
     let error = pool.storage.snapshot(vdi, Uuid::new_v4()).unwrap_err();
     assert_eq!(error, backend(44, "There is insufficient space"));
     assert_eq!(pool.storage.vdis(pool.sr).unwrap().len(), 1);
-    drop(folder);
 }
 
 #[test]
@@ -162,10 +157,9 @@ fn empty_disks_of_any_size_cost_nothing() {
 fn sparse_file(length: u64) -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.raw");
-    let mut file = std::fs::File::create(&path).unwrap();
+    let file = std::fs::File::create(&path).unwrap();
     file.set_len(length).unwrap();
-    file.seek(SeekFrom::Start(5 * MIB)).unwrap();
-    file.write_all(&[5; 100_000]).unwrap();
+    file.write_all_at(&[5; 100_000], 5 * MIB).unwrap();
     (folder, path)
 }
 
@@ -184,7 +178,9 @@ fn holes_of_an_imported_file_stay_unallocated() {
     let range = ByteRange::with_length(5 * MIB, 100_000).unwrap();
     assert_eq!(disk.read(range).unwrap(), expected);
     // The file itself is never written, and merging keeps what it gave.
-    assert_eq!(std::fs::read(&path).unwrap().len() as u64 % MIB, 5);
+    let mut byte = [0];
+    std::fs::File::open(&path).unwrap().read_exact_at(&mut byte, 5 * MIB + 50_000).unwrap();
+    assert_eq!(byte, [5]);
     let snapshot = pool.snapshot(vdi);
     disk.write_all_at(&[7; 10], 5 * MIB).unwrap();
     pool.storage.destroy(snapshot).unwrap();
@@ -237,7 +233,7 @@ fn the_change_log_is_marked_while_the_disk_is_written() {
 }
 
 #[test]
-fn x_a_snapshot_after_a_crash_hides_the_loss() {
+fn a_snapshot_after_a_crash_hides_the_loss() {
     let pool = Fixture::new(SrKind::Ext, GIB);
     let vdi = pool.disk(8 * MIB);
     pool.storage.enable_cbt(vdi, false).unwrap();
@@ -346,24 +342,4 @@ fn a_disk_that_is_attached_is_not_destroyed_nor_one_that_grows_shrunk() {
     pool.storage.destroy(vdi).unwrap();
     assert_eq!(disk.read(ByteRange::up_to(1)).unwrap_err().kind(), std::io::ErrorKind::NotFound);
     assert_eq!(pool.used(), 0);
-}
-
-#[test]
-fn a_full_volume_group_switches_cbt_off_at_a_snapshot() {
-    let pool = Fixture::new(SrKind::Lvm, GIB);
-    let vdi = pool.disk(64 * MIB);
-    pool.storage.enable_cbt(vdi, false).unwrap();
-    // Room for the snapshot's volumes and their journals, which are gone again afterwards, but for no new log.
-    let snapshot = Uuid::new_v4();
-    let mut foreign = 0;
-    let message = loop {
-        foreign += 4 * MIB;
-        pool.storage.set_foreign_use(pool.sr, foreign).unwrap();
-        let spare = Storage::sr_usage(&pool.storage, pool.sr).unwrap();
-        if spare.physical_size - spare.physical_utilisation <= 16 * MIB {
-            break pool.storage.snapshot(vdi, snapshot).map(|(_, message)| message);
-        }
-    };
-    // By the storage manager's own sum the journals leave room: the log is always made.
-    assert!(matches!(message, Ok(None) | Err(_)), "{message:?}");
 }
