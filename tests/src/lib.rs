@@ -1,1 +1,9 @@
-//! End-to-end tests over the built programs live in `tests/tests`.
+//! What end-to-end tests and the demo have in common: the built programs, the simulated pool as a process, real file
+//! systems in files. The tests themselves lie in `tests/tests`.
+
+pub mod images;
+pub mod programs;
+pub mod simulator;
+
+/// What the helpers return: any failure ends a test or the demo, so a text is enough.
+pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

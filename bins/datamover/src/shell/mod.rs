@@ -1,0 +1,23 @@
+//! What both programs have in common: secrets from files, trust, progress, output, signals, exit codes.
+//!
+//! It belongs to the datamover; the restore program includes the same files by path.
+
+pub mod exit;
+pub mod output;
+pub mod pool;
+pub mod progress;
+pub mod repository;
+pub mod secrets;
+pub mod signals;
+
+/// Log lines go to standard error, only where the operator asked for them.
+pub fn start_log(filter: Option<&str>) {
+    let Some(filter) = filter else { return };
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .finish();
+    if tracing::subscriber::set_global_default(subscriber).is_err() {
+        tracing::debug!("there was a log already");
+    }
+}
