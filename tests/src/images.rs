@@ -157,8 +157,9 @@ mod tests {
     #[test]
     fn a_broken_edit_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        make(&image, folder.path(), 8 << 20).unwrap_or_default();
+        let (image, tree) = (folder.path().join("image"), folder.path().join("tree"));
+        std::fs::create_dir(&tree).unwrap();
+        make(&image, &tree, 8 << 20).unwrap();
         assert!(edit(&image, &["rm no-such-file".to_owned()]).is_err());
     }
 

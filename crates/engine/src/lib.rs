@@ -90,4 +90,12 @@ impl Engine {
     pub async fn sweep(&self, options: SweepOptions) -> Result<SweepReport, EngineError> {
         sweep::run(self, options).await
     }
+
+    /// Waits until what cancelled workflows (dropped futures) of this engine made in the pool has been removed.
+    ///
+    /// A program calls it after a signal, before it logs the session out and ends; it returns at once if nothing was
+    /// cancelled.
+    pub async fn settled(&self) {
+        todo!()
+    }
 }

@@ -4,6 +4,7 @@
 
 pub mod exit;
 pub mod output;
+mod pins;
 pub mod pool;
 pub mod progress;
 pub mod repository;
@@ -20,4 +21,15 @@ pub fn start_log(filter: Option<&str>) {
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         tracing::debug!("there was a log already");
     }
+}
+
+/// Options about what is printed, for all commands.
+#[derive(Clone, Debug, clap::Args)]
+pub struct OutputArguments {
+    /// Print one JSON object as the result, and progress as JSON lines on standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log to standard error; a level (info, debug) or a filter such as xenvault_nbd=debug
+    #[arg(long, global = true, value_name = "FILTER", env = "XENVAULT_LOG")]
+    pub log: Option<String>,
 }

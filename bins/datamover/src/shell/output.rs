@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place of a program that prints results")]
 
 use super::exit::Exit;
+use super::signals::Ended;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::fmt::Write as _;
@@ -42,31 +43,41 @@ impl Format {
         let causes = causes(error);
         eprintln!("{}", chain(&error.to_string(), &causes));
         if self == Self::Json {
-            let value = json!({
-                "ok": false,
-                "error": { "exit_code": exit.code(), "kind": exit.word(), "message": error.to_string(), "causes": causes },
-            });
-            println!("{value}");
+            println!("{}", error_record(exit, &error.to_string(), &causes));
         }
         exit
     }
 
-    /// Says that a signal ended the work.
-    pub fn stopped(self, exit: Exit, what_is_left: &str) -> Exit {
+    /// Prints how a piece of work ended: its result, or that a signal stopped it and `what_is_left`.
+    pub fn ended<T>(self, ended: Ended<T>, what_is_left: &str, text: fn(&T) -> String, json: fn(&T) -> Value) -> Exit {
+        let exit = match ended {
+            Ended::Done(result) => {
+                self.result(&text(&result), json(&result));
+                return Exit::Success;
+            }
+            Ended::Stopped(exit) => exit,
+        };
         eprintln!("stopped by a signal: {what_is_left}");
         if self == Self::Json {
-            let value = json!({
-                "ok": false,
-                "error": { "exit_code": exit.code(), "kind": exit.word(), "message": what_is_left, "causes": [] },
-            });
-            println!("{value}");
+            println!("{}", error_record(exit, what_is_left, &[]));
         }
         exit
     }
 }
 
+fn error_record(exit: Exit, message: &str, causes: &[String]) -> Value {
+    let error = json!({ "exit_code": exit.code(), "kind": exit.word(), "message": message, "causes": causes });
+    json!({ "ok": false, "error": error })
+}
+
 fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
-    std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect()
+    let mut causes = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    causes
 }
 
 /// The error and one line for each cause; a cause that only repeats the line above is left out.
@@ -113,7 +124,11 @@ impl std::fmt::Display for Table {
             .iter()
             .enumerate()
             .map(|(index, heading)| {
-                let width = self.rows.iter().filter_map(|row| row.get(index)).map(|cell| cell.trim_start_matches('>').chars().count());
+                let width = self
+                    .rows
+                    .iter()
+                    .filter_map(|row| row.get(index))
+                    .map(|cell| cell.trim_start_matches('>').chars().count());
                 (heading.starts_with('>'), width.max().unwrap_or(0))
             })
             .collect();
@@ -139,7 +154,10 @@ mod tests {
 
     #[test]
     fn a_cause_is_told_once() {
-        let text = chain("the pool failed", &["a session is gone".to_owned(), "a session is gone".to_owned(), "reset".to_owned()]);
+        let text = chain(
+            "the pool failed",
+            &["a session is gone".to_owned(), "a session is gone".to_owned(), "reset".to_owned()],
+        );
         assert_eq!(text, "error: the pool failed\n  because: a session is gone\n  because: reset");
     }
 

@@ -13,7 +13,9 @@ const LONGEST_SECRET_BYTES: u64 = 4096;
 #[non_exhaustive]
 pub enum SecretError {
     /// Neither file nor variable.
-    #[error("no {what} was given: write it to a file that only you can read and name it with {option} FILE (`-` is standard input), or set {variable}")]
+    #[error(
+        "no {what} was given: write it to a file that only you can read and name it with {option} FILE (`-` is standard input), or set {variable}"
+    )]
     Missing {
         /// `password` or `passphrase`.
         what: &'static str,
@@ -73,7 +75,9 @@ impl Source {
     /// [`SecretError`]; no variant holds the secret.
     pub fn read(self, file: Option<&Path>) -> Result<Zeroizing<String>, SecretError> {
         let (secret, from) = match file {
-            Some(path) if path == Path::new("-") => (self.read_line(&mut std::io::stdin().lock(), path)?, "standard input".to_owned()),
+            Some(path) if path == Path::new("-") => {
+                (self.read_line(&mut std::io::stdin().lock(), path)?, "standard input".to_owned())
+            }
             Some(path) => (self.read_file(path)?, path.display().to_string()),
             None => match std::env::var(self.variable) {
                 Ok(value) => (Zeroizing::new(value), self.variable.to_owned()),

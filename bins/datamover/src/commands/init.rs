@@ -1,0 +1,23 @@
+//! `init-repository`: an empty repository in a new or empty folder.
+
+use crate::Outcome;
+use crate::shell::exit::Exit;
+use crate::shell::output::Format;
+use crate::shell::repository::{OpenError, RepositoryArguments};
+use serde_json::json;
+use xenvault_store::{InitOptions, Repository};
+
+pub async fn run(arguments: &RepositoryArguments, format: Format) -> Outcome {
+    let passphrase = arguments.passphrase()?;
+    let path = &arguments.repository;
+    let repository = Repository::init(path, &passphrase, InitOptions::default())
+        .await
+        .map_err(|source| OpenError::Open { path: path.clone(), source })?;
+    let id = repository.id();
+    let text = format!(
+        "made repository {id} in {}\nKeep the passphrase somewhere else too: without it nobody can read the backups.",
+        path.display()
+    );
+    format.result(&text, json!({ "repository": id.to_string(), "path": path }));
+    Ok(Exit::Success)
+}

@@ -1,0 +1,97 @@
+//! Certificates of a pool's members that were learned at the last login, kept in the state folder: with them the next
+//! login still works when the coordinator has moved to another host.
+//!
+//! The operator's fingerprint stays the root of trust: pins that contradict it are not used.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use xenvault_xenapi::{PinnedHosts, Sha256Fingerprint};
+
+/// The file for the pool at `url`.
+fn file(state: &Path, url: &str) -> PathBuf {
+    let name: String = host(url).chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    state.join("pins").join(name + ".json")
+}
+
+/// The host in an address, without scheme, port and path.
+fn host(url: &str) -> &str {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or(authority);
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.split_once(':').map_or(authority, |(host, _)| host),
+    }
+}
+
+/// The pins of the pool at `url`, if they were learned under the certificate that the operator confirms now.
+pub fn load(state: &Path, url: &str, confirmed: Sha256Fingerprint) -> Option<PinnedHosts> {
+    let text = std::fs::read_to_string(file(state, url)).ok()?;
+    let pins = decode(&text)?;
+    (pins.hosts.get(host(url)) == Some(&confirmed)).then_some(pins)
+}
+
+/// Keeps what was learned. That this fails is no reason to fail: it is learned again next time.
+pub fn save(state: &Path, url: &str, confirmed: Sha256Fingerprint, learned: PinnedHosts) {
+    let mut pins = learned;
+    pins.hosts.insert(host(url).to_owned(), confirmed);
+    let path = file(state, url);
+    let temporary = path.with_extension("new");
+    let written = path
+        .parent()
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .and_then(|()| std::fs::write(&temporary, encode(&pins)))
+        .and_then(|()| std::fs::rename(&temporary, &path));
+    if let Err(error) = written {
+        tracing::warn!(%error, path = %path.display(), "the hosts' certificates could not be kept");
+    }
+}
+
+fn encode(pins: &PinnedHosts) -> String {
+    let hosts: BTreeMap<&str, String> =
+        pins.hosts.iter().map(|(host, fingerprint)| (host.as_str(), fingerprint.to_string())).collect();
+    serde_json::json!({ "pool_uuid": pins.pool_uuid, "hosts": hosts }).to_string()
+}
+
+fn decode(text: &str) -> Option<PinnedHosts> {
+    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    let pool_uuid = value.get("pool_uuid")?.as_str().map(str::to_owned);
+    let mut hosts = BTreeMap::new();
+    for (host, fingerprint) in value.get("hosts")?.as_object()? {
+        hosts.insert(host.clone(), fingerprint.as_str()?.parse().ok()?);
+    }
+    Some(PinnedHosts { pool_uuid, hosts })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_of_an_address() {
+        for (url, expected) in [
+            ("https://a.example:443/x", "a.example"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("https://[2001:db8::1]:443", "2001:db8::1"),
+        ] {
+            assert_eq!(host(url), expected);
+        }
+    }
+
+    #[test]
+    fn pins_count_only_under_the_confirmed_certificate() {
+        let state = tempfile::tempdir().unwrap();
+        let [first, second] = [Sha256Fingerprint::of(b"one"), Sha256Fingerprint::of(b"two")];
+        let url = "https://192.0.2.1";
+        assert_eq!(load(state.path(), url, first), None);
+        let learned =
+            PinnedHosts { pool_uuid: Some("a pool".to_owned()), hosts: [("192.0.2.2".to_owned(), second)].into() };
+        save(state.path(), url, first, learned.clone());
+        let loaded = load(state.path(), url, first).unwrap();
+        assert_eq!(loaded.pool_uuid, learned.pool_uuid);
+        assert_eq!(loaded.hosts.get("192.0.2.2"), Some(&second));
+        assert_eq!(load(state.path(), url, second), None);
+
+        std::fs::write(file(state.path(), url), "not what we wrote").unwrap();
+        assert_eq!(load(state.path(), url, first), None);
+    }
+}

@@ -1,0 +1,37 @@
+//! One file a command: calls the libraries and prints what they give back.
+
+mod disk;
+mod points;
+mod show;
+mod vm;
+
+use crate::arguments::Command;
+use crate::shell::exit::Exit;
+use crate::shell::output::Format;
+
+/// Runs a command and gives the exit code; errors are printed here.
+pub async fn run(command: Command, format: Format) -> Exit {
+    let outcome = match command {
+        Command::Points(arguments) => points::run(&arguments, format).await,
+        Command::Show(arguments) => show::run(&arguments, format).await,
+        Command::Vm(arguments) => vm::run(*arguments, format).await,
+        Command::Disk(arguments) => disk::run(&arguments, format).await,
+    };
+    outcome.unwrap_or_else(|error| format.error(error.as_ref()))
+}
+
+/// A moment as people read it, in UTC.
+fn moment(unix_ms: u64) -> String {
+    i64::try_from(unix_ms)
+        .ok()
+        .and_then(|unix_ms| jiff::Timestamp::from_millisecond(unix_ms).ok())
+        .map_or_else(|| unix_ms.to_string(), |moment| moment.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn moments_are_in_utc() {
+        assert_eq!(super::moment(1_700_000_000_123), "2023-11-14 22:13:20 UTC");
+    }
+}
