@@ -1,10 +1,9 @@
 //! What can go wrong, told apart by the moment at which it happens.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use xenvault_block::ByteRange;
-
-use crate::endpoint::BoxError;
 
 /// Whether it helps to try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +16,8 @@ pub enum Retry {
     AfterLogin,
 }
 
-/// Why an export could not be opened or read.
-#[derive(Debug, thiserror::Error)]
+/// Why an export could not be opened or read. Clones share their cause: all who wait hear of the same failure.
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NbdError {
     /// No endpoint was given.
@@ -28,7 +27,7 @@ pub enum NbdError {
     #[error("the addresses of the disk could not be asked for")]
     Endpoints {
         /// What the source says.
-        source: BoxError,
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// TCP connect failed.
     #[error("cannot connect to the NBD server at {address}: check routing and firewall")]
@@ -36,7 +35,7 @@ pub enum NbdError {
         /// Where.
         address: SocketAddr,
         /// What the system says.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// The host closed before it sent a byte: its 16 connections are used up, or no network of the pool (or two kinds at
     /// once) has an NBD purpose (X25).
@@ -55,27 +54,25 @@ pub enum NbdError {
     },
     /// The host closed after the export name: session gone, VDI unknown, or the VDI can not be attached (X25).
     #[error(
-        "the NBD server at {address} closed the connection while opening the disk: the session is gone, the disk is unknown, or it can not be attached; the host's log has the reason"
+        "the NBD server at {address} closed the connection while opening the disk: the session is gone, the disk is unknown or can not be attached, or TLS is demanded and was not used; the host's log has the reason"
     )]
     ClosedAtExportName {
         /// Where.
         address: SocketAddr,
     },
     /// The connection ended in the middle of the transmission: lost network, host gone, or a media error (X29).
+    ///
+    /// A media error looks like this because the host says "no error" before it reads the disk.
     #[error("the connection to the NBD server at {address} was lost while {range} was read")]
     Lost {
         /// Where.
         address: SocketAddr,
-        /// The read that stood first in line.
+        /// What was asked for.
         range: ByteRange,
+        /// How much of it had come; `None` if its answer had not begun, so that something else is to blame.
+        received_bytes: Option<u64>,
         /// What the system says, if the end was not silent.
-        source: Option<std::io::Error>,
-    },
-    /// The server demands TLS and the endpoint has none.
-    #[error("the NBD server at {address} demands TLS: give the host's certificate, or use its insecure network")]
-    TlsRequired {
-        /// Where.
-        address: SocketAddr,
+        source: Option<Arc<std::io::Error>>,
     },
     /// The endpoint asks for TLS and the server does not offer it. Clear text is never a fall-back.
     #[error("the NBD server at {address} refuses TLS (reply {reply:#010x}); clear text is not tried")]
@@ -91,7 +88,7 @@ pub enum NbdError {
         /// Where.
         address: SocketAddr,
         /// What rustls says.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// The peer speaks something else.
     #[error("the peer at {address} breaks the NBD protocol: {violation}")]
@@ -141,6 +138,14 @@ pub enum NbdError {
         /// Size now, in bytes.
         after: u64,
     },
+    /// An export name that no server takes.
+    #[error("the export name has {found} bytes, at most {limit} are possible")]
+    ExportNameTooLong {
+        /// Its length in bytes.
+        found: usize,
+        /// Longest possible name in bytes.
+        limit: usize,
+    },
     /// A caller asked for bytes behind the end.
     #[error("{range} pass the end of the export, which has {size} bytes")]
     OutOfRange {
@@ -150,7 +155,9 @@ pub enum NbdError {
         size: u64,
     },
     /// A caller asked for more in one request than the dialect can carry.
-    #[error("{range} are no single request: start and end must be multiples of 512 and the length at most {limit} bytes")]
+    #[error(
+        "{range} are no single request: start and end must be multiples of 512 and the length at most {limit} bytes"
+    )]
     BadRequest {
         /// What was asked for.
         range: ByteRange,
@@ -227,9 +234,9 @@ pub enum Violation {
     /// A reply to an option is longer than any sensible one.
     #[error("an option reply claims {0} bytes")]
     OptionReplyLength(u32),
-    /// Bytes came before the TLS handshake that do not belong there.
-    #[error("bytes came in clear before the TLS handshake")]
-    BytesBeforeTls,
+    /// The answer to the export name is not padded with zeros: the two sides are out of step.
+    #[error("the answer to the export name is not followed by 124 zero bytes")]
+    Padding,
     /// A reply to a request has a wrong magic number.
     #[error("a reply begins with {0:#010x}")]
     ReplyMagic(u32),
@@ -253,6 +260,27 @@ pub enum SizeProblem {
 impl NbdError {
     /// Whether and when to try again.
     pub fn retry(&self) -> Retry {
-        todo!()
+        match self {
+            Self::Connect { .. }
+            | Self::Refused { .. }
+            | Self::ClosedInOptions { .. }
+            | Self::Lost { .. }
+            | Self::Timeout { .. }
+            | Self::Endpoints { .. } => Retry::Later,
+            Self::ClosedAtExportName { .. } => Retry::AfterLogin,
+            Self::Exhausted { source, .. } => source.retry(),
+            Self::NoEndpoints
+            | Self::TlsRefused { .. }
+            | Self::Tls { .. }
+            | Self::Protocol { .. }
+            | Self::ReadRefused { .. }
+            | Self::UnusableSize { .. }
+            | Self::SizeChanged { .. }
+            | Self::ExportNameTooLong { .. }
+            | Self::OutOfRange { .. }
+            | Self::BadRequest { .. }
+            | Self::MediaError { .. }
+            | Self::Closed => Retry::Never,
+        }
     }
 }

@@ -10,9 +10,11 @@ mod connection;
 mod endpoint;
 mod error;
 mod export;
+mod handshake;
+mod protocol;
 
 pub use budget::HostBudget;
 pub use connection::{Connection, Timeouts};
 pub use endpoint::{BoxError, Endpoint, EndpointSource, ExportName, FixedEndpoints, Tls};
 pub use error::{NbdError, Phase, Retry, SizeProblem, Violation};
-pub use export::{Export, ExportCounters, ExportOptions, ExtentStream, ReadOptions};
+pub use export::{Export, ExportCounters, ExportOptions, ExtentStream, Patience, ReadOptions};
