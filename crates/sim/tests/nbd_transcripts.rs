@@ -221,7 +221,9 @@ async fn replay(name: &str, steps: &[Step], disk: &Arc<dyn BlockDevice>) {
         tokio::time::timeout(LIMIT, shutdown).await.unwrap().unwrap();
     }
     let ends_open = steps.iter().rev().find_map(|step| match step {
-        Step::Event(event) => Some(!event.contains("closed") && !event.contains("closes") && !event.contains("SSLError")),
+        Step::Event(event) => {
+            Some(!event.contains("closed") && !event.contains("closes") && !event.contains("SSLError"))
+        }
         _ => None,
     });
     assert!(opened || ends_open.is_some(), "{name}");

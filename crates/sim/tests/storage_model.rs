@@ -63,7 +63,8 @@ fn run(kind: SrKind, steps: &[Step]) {
         let pick = |disk: &usize| order[disk % order.len()];
         // Who writes to, grows or snapshots a snapshot changes the chain of logs that it stands in, on a real server
         // too. The logs are not compared from then on.
-        if let Step::Write { disk, .. } | Step::Zero { disk, .. } | Step::Snapshot { disk } | Step::Grow { disk } = step {
+        if let Step::Write { disk, .. } | Step::Zero { disk, .. } | Step::Snapshot { disk } | Step::Grow { disk } = step
+        {
             let live = disks.get_mut(&first).unwrap();
             if live.history.iter().any(|(snapshot, _)| *snapshot == pick(disk)) {
                 live.tracked = false;
@@ -85,7 +86,8 @@ fn run(kind: SrKind, steps: &[Step]) {
                 }
                 let source = disks.get_mut(&vdi).unwrap();
                 let changed = std::mem::take(&mut source.changed);
-                let copy = Plain { bytes: source.bytes.clone(), changed: BTreeSet::new(), history: vec![], tracked: false };
+                let copy =
+                    Plain { bytes: source.bytes.clone(), changed: BTreeSet::new(), history: vec![], tracked: false };
                 if source.tracked {
                     source.history.push((new, changed));
                 }
@@ -147,11 +149,7 @@ fn run(kind: SrKind, steps: &[Step]) {
 fn write(storage: &Storage, vdi: Uuid, plain: &mut Plain, offset: u64, data: &[u8], zero: bool) {
     let disk = storage.disk(vdi).unwrap();
     let end = offset + data.len() as u64;
-    let done = if zero {
-        disk.zero(ByteRange::new(offset, end).unwrap())
-    } else {
-        disk.write_all_at(data, offset)
-    };
+    let done = if zero { disk.zero(ByteRange::new(offset, end).unwrap()) } else { disk.write_all_at(data, offset) };
     if end > plain.bytes.len() as u64 {
         assert_eq!(done.unwrap_err().kind(), std::io::ErrorKind::WriteZero);
         // What was done before the end was seen is not looked at: a write that fails may have happened in part.

@@ -85,12 +85,7 @@ impl NbdFaults {
     }
 
     /// The first order that `pick` takes for this place, counted as one occasion.
-    pub(super) fn strike<R>(
-        &self,
-        host: Uuid,
-        vdi: Option<Uuid>,
-        pick: impl Fn(&Fault) -> Option<R>,
-    ) -> Option<R> {
+    pub(super) fn strike<R>(&self, host: Uuid, vdi: Option<Uuid>, pick: impl Fn(&Fault) -> Option<R>) -> Option<R> {
         let mut book = self.lock();
         let mut found = None;
         for (_, order) in &mut book.orders {

@@ -215,7 +215,8 @@ fn past_end(error: io::Error) -> io::Error {
 
 /// Whole blocks by their index, as bytes.
 fn block_extents(blocks: &BTreeSet<u64>, size: u64) -> ExtentSet {
-    let ranges = blocks.iter().filter_map(|&block| ByteRange::with_length(block * VHD_BLOCK_BYTES, VHD_BLOCK_BYTES).ok());
+    let ranges =
+        blocks.iter().filter_map(|&block| ByteRange::with_length(block * VHD_BLOCK_BYTES, VHD_BLOCK_BYTES).ok());
     ranges.collect::<ExtentSet>().clipped(size)
 }
 

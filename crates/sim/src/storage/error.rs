@@ -84,10 +84,6 @@ impl SrError {
 
     /// Change logs that contradict each other (459, `CBTMetadataInconsistent`).
     pub(crate) fn inconsistent_bitmaps() -> Self {
-        Self::backend(
-            459,
-            "Changed block tracking log is in an inconsistent state.",
-            Some("Inconsistent bitmaps"),
-        )
+        Self::backend(459, "Changed block tracking log is in an inconsistent state.", Some("Inconsistent bitmaps"))
     }
 }

@@ -262,9 +262,9 @@ impl Storage {
     pub fn copy(&self, vdi: Uuid, sr: Uuid, copy: Uuid) -> Result<VdiInfo, SrError> {
         let source = self.disk(vdi)?;
         let target = self.create_vdi(sr, copy, source.size())?;
-        let copied = self.disk(copy).and_then(|disk| {
-            source.copy_to(&disk, target.kind == SrKind::LvmRaw).map_err(|error| SrError::io(&error))
-        });
+        let copied = self
+            .disk(copy)
+            .and_then(|disk| source.copy_to(&disk, target.kind == SrKind::LvmRaw).map_err(|error| SrError::io(&error)));
         if let Err(error) = copied {
             self.destroy(copy)?;
             return Err(error);

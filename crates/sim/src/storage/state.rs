@@ -135,7 +135,10 @@ impl State {
     /// The base copies of a repository.
     fn bases(&self, sr: Uuid) -> impl Iterator<Item = (u64, &Layer)> {
         let tops: std::collections::BTreeSet<u64> = self.vdis.values().filter_map(|vdi| vdi.top).collect();
-        self.layers.iter().filter(move |(id, layer)| layer.sr == sr && !tops.contains(id)).map(|(&id, layer)| (id, layer))
+        self.layers
+            .iter()
+            .filter(move |(id, layer)| layer.sr == sr && !tops.contains(id))
+            .map(|(&id, layer)| (id, layer))
     }
 
     pub(super) fn usage(&self, id: Uuid) -> Result<SrUsage, SrError> {
@@ -186,9 +189,10 @@ impl State {
     pub(super) fn base_copies(&self, id: Uuid) -> Result<Vec<VdiInfo>, SrError> {
         let sr = self.sr(id)?;
         let size_above = |base: u64| {
-            let users = self.vdis.values().filter(|vdi| {
-                vdi.top.is_some_and(|top| self.chain(top).any(|(layer, _)| layer == base))
-            });
+            let users = self
+                .vdis
+                .values()
+                .filter(|vdi| vdi.top.is_some_and(|top| self.chain(top).any(|(layer, _)| layer == base)));
             users.map(|vdi| vdi.size).min().unwrap_or_default()
         };
         let bases = self.bases(id).map(|(base, layer)| VdiInfo {
@@ -222,11 +226,8 @@ impl State {
         layer.garbage = kind == SrKind::LvmRaw;
         if let Some((file, extents)) = content {
             // A raw volume that was filled from a file has zeros where the file has holes.
-            let extents = if layer.garbage {
-                ExtentSet::from_range(xenvault_block::ByteRange::up_to(size))
-            } else {
-                extents
-            };
+            let extents =
+                if layer.garbage { ExtentSet::from_range(xenvault_block::ByteRange::up_to(size)) } else { extents };
             layer = layer.with_source(file, &extents);
         }
         let needed = match kind {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use rcgen::{CertificateParams, IsCa, KeyPair};
 use rsa::pkcs8::EncodePrivateKey as _;
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -33,8 +33,9 @@ pub static IDENTITY: LazyLock<(CertificateDer<'static>, Vec<u8>)> = LazyLock::ne
     let key = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
     let key = key.to_pkcs8_der().unwrap().as_bytes().to_vec();
     let pair = KeyPair::try_from(key.as_slice()).unwrap();
-    let mut params = CertificateParams::new(vec![HOST_NAME.to_owned()]).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let mut params = CertificateParams::new(vec![HOST_NAME.to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    // The real ones are CA:TRUE, which rustls alone refuses as a leaf; what a client makes of that is not at stake here.
+    params.is_ca = IsCa::NoCa;
     (params.self_signed(&pair).unwrap().der().clone(), key)
 });
 
