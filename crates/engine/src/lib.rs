@@ -8,20 +8,28 @@
 //! the current tokio runtime. If the runtime goes away first, the next run of the same installation, or a sweep, does it.
 
 mod backup;
+mod config;
 mod error;
 mod gaps;
 mod marks;
+mod meter;
 mod monitor;
 mod options;
 pub mod points;
+mod pool;
 mod restore;
+mod run;
 mod state;
 mod sweep;
 
 use std::sync::Arc;
 
+use xenvault_nbd::HostBudget;
 use xenvault_store::Repository;
 use xenvault_xenapi::Session;
+
+use state::State;
+use tokio_util::task::TaskTracker;
 
 pub use backup::{
     BackupReport, BackupRequest, DiskReport, Finding, FindingKind, Level, LevelRequest, SkippedDevice, VmSelector,
@@ -37,15 +45,16 @@ pub use sweep::{ObjectKind, SweepAction, SweepItem, SweepMode, SweepOptions, Swe
 /// Runs workflows against one pool and one repository. A clone is a handle to the same.
 #[derive(Clone)]
 pub struct Engine {
-    #[expect(dead_code, reason = "skeleton")]
     inner: Arc<Inner>,
 }
 
-#[expect(dead_code, reason = "skeleton")]
 struct Inner {
     session: Session,
     repository: Option<Repository>,
     options: EngineOptions,
+    state: State,
+    budget: HostBudget,
+    background: TaskTracker,
 }
 
 impl Engine {
@@ -56,12 +65,42 @@ impl Engine {
     /// # Errors
     /// [`EngineError::State`], [`EngineError::Identity`].
     pub fn open(session: Session, repository: Option<Repository>, options: EngineOptions) -> Result<Self, EngineError> {
-        Ok(Self { inner: Arc::new(Inner { session, repository, options }) })
+        let state = State::open(&options.state_dir)?;
+        let budget = HostBudget::new(options.connections_per_host);
+        Ok(Self { inner: Arc::new(Inner { session, repository, options, state, budget, background: TaskTracker::new() }) })
     }
 
     /// The identity of this installation, as it stands in the marks on objects of the pool.
     pub fn instance(&self) -> &str {
-        todo!()
+        self.inner.state.instance()
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        &self.inner.session
+    }
+
+    pub(crate) fn repository(&self) -> Result<&Repository, EngineError> {
+        self.inner.repository.as_ref().ok_or(EngineError::NoRepository)
+    }
+
+    pub(crate) fn any_repository(&self) -> Option<&Repository> {
+        self.inner.repository.as_ref()
+    }
+
+    pub(crate) fn options(&self) -> &EngineOptions {
+        &self.inner.options
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.inner.state
+    }
+
+    pub(crate) fn background(&self) -> &TaskTracker {
+        &self.inner.background
+    }
+
+    pub(crate) fn budget(&self) -> HostBudget {
+        self.inner.budget.clone()
     }
 
     /// Backs up one VM.
@@ -96,6 +135,9 @@ impl Engine {
     /// A program calls it after a signal, before it logs the session out and ends; it returns at once if nothing was
     /// cancelled.
     pub async fn settled(&self) {
-        todo!()
+        let background = &self.inner.background;
+        background.close();
+        background.wait().await;
+        background.reopen();
     }
 }

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use xenvault_xenapi::{ErrorCode, Session, XenApiError, pool, task, tasks, vbd, vdi, vm};
+use xenvault_xenapi::{CancellationToken, ErrorCode, Session, XenApiError, pool, task, tasks, vbd, vdi, vm};
 
 use crate::state::{Entry, Journal, Made};
 use crate::{EngineError, EngineOptions};
+
+/// How often to look at a task where events do not come.
+const TASK_POLL: Duration = Duration::from_secs(2);
 
 /// Gives a failed call its place in the workflow.
 pub(crate) trait Doing<T> {
@@ -34,7 +37,7 @@ impl<T> DoingInRepository<T> for Result<T, xenvault_store::StoreError> {
 /// The error code of a failed call, if the pool answered with one.
 pub(crate) fn code(error: &XenApiError) -> Option<&ErrorCode> {
     match error {
-        XenApiError::Api(failure) => Some(&failure.code),
+        XenApiError::Api { failure, .. } => Some(&failure.code),
         _ => None,
     }
 }
@@ -87,14 +90,20 @@ pub(crate) async fn await_task<T: tasks::FromTaskResult>(
     session: &Session,
     journal: &Journal,
     options: &EngineOptions,
+    operation: &str,
     started: Result<task::Ref, XenApiError>,
 ) -> Result<T, XenApiError> {
     let task = started?;
     let id = task.as_str().to_owned();
     // A journal that can not be written any more is noticed at the next intent; the task is destroyed here anyway.
     let _ = journal.write(&Entry::Created { what: Made::Task, id: id.clone() });
-    let wait = tasks::WaitOptions { progress_deadline: options.task_progress_deadline, ..Default::default() };
-    let result = tasks::wait::<T>(session, &task, &wait, None).await;
+    let wait = tasks::WaitOptions {
+        progress_deadline: options.task_progress_deadline,
+        poll: TASK_POLL,
+        ..tasks::WaitOptions::of(operation)
+    };
+    // Dropping the future cancels the task, so that no token is needed.
+    let result = tasks::wait::<T>(session, task, wait, &CancellationToken::new()).await;
     let _ = journal.write(&Entry::Removed { what: Made::Task, id });
     result
 }

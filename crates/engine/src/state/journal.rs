@@ -57,7 +57,7 @@ impl Journal {
     }
 }
 
-/// What a dead run did. Holding it keeps the run's lock, so that nobody else cleans up after it at the same time.
+/// What a run did, from its journal.
 #[derive(Debug)]
 pub(crate) struct RunHistory {
     pub(crate) run: String,
@@ -65,16 +65,15 @@ pub(crate) struct RunHistory {
     pub(crate) operation: Option<Operation>,
     /// Objects that were made and not removed.
     pub(crate) alive: BTreeSet<(Made, String)>,
-    /// Names of objects that were going to be made.
-    pub(crate) intended: Vec<(Made, String)>,
     /// Whether the point is complete, or may be.
     pub(crate) publication: Publication,
     path: PathBuf,
-    _lock: File,
+    /// Keeps the run's lock, so that nobody else cleans up after it at the same time. `None`: the run is alive.
+    lock: Option<File>,
 }
 
-/// How far the point of a dead run came.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How far the point of a run came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publication {
     /// It was not begun.
     No,
@@ -88,7 +87,7 @@ impl RunHistory {
     /// Reads and locks the journal of a dead run; `None` if the run is alive, or was cleaned up meanwhile.
     pub(super) fn take(path: &Path, run: &str) -> Result<Option<Self>, EngineError> {
         let failed = |source| EngineError::State { path: path.to_owned(), source };
-        let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+        let mut file = match OpenOptions::new().read(true).append(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(failed(source)),
@@ -98,21 +97,30 @@ impl RunHistory {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        let mut text = Vec::new();
-        (&mut file).take(MAX_JOURNAL_BYTES).read_to_end(&mut text).map_err(failed)?;
-        Ok(Some(Self::replay(run, &text, path.to_owned(), file)))
+        let text = read_all(&mut file).map_err(failed)?;
+        // A crash can leave an incomplete last line: its act never began. What is appended must not continue it.
+        if text.last().is_some_and(|&byte| byte != b'\n') {
+            file.write_all(b"\n").map_err(failed)?;
+        }
+        Ok(Some(Self::replay(run, &text, path.to_owned(), Some(file))))
     }
 
-    /// The state after all complete lines. A crash can leave an incomplete last line: its act never began.
-    fn replay(run: &str, text: &[u8], path: PathBuf, lock: File) -> Self {
+    /// Reads the journal of a run that is alive.
+    pub(super) fn peek(path: &Path, run: &str) -> Result<Self, EngineError> {
+        let failed = |source| EngineError::State { path: path.to_owned(), source };
+        let text = File::open(path).and_then(|mut file| read_all(&mut file)).map_err(failed)?;
+        Ok(Self::replay(run, &text, path.to_owned(), None))
+    }
+
+    /// The state after all complete lines.
+    fn replay(run: &str, text: &[u8], path: PathBuf, lock: Option<File>) -> Self {
         let mut history = Self {
             run: run.to_owned(),
             operation: None,
             alive: BTreeSet::new(),
-            intended: Vec::new(),
             publication: Publication::No,
             path,
-            _lock: lock,
+            lock,
         };
         for line in text.split_inclusive(|&byte| byte == b'\n') {
             let Some(line) = line.strip_suffix(b"\n") else { break };
@@ -125,7 +133,7 @@ impl RunHistory {
     fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::Begin { operation, .. } => self.operation = Some(operation),
-            Entry::Intend { what, name } => self.intended.push((what, name)),
+            Entry::Intend { .. } => {}
             Entry::Created { what, id } => {
                 self.alive.insert((what, id));
             }
@@ -137,15 +145,37 @@ impl RunHistory {
         }
     }
 
+    /// Notes what is learned while a dead run is cleaned up.
+    pub(crate) fn note(&mut self, entry: Entry) -> Result<(), EngineError> {
+        let failed = |source| EngineError::State { path: self.path.clone(), source };
+        if let Some(file) = &mut self.lock {
+            let mut line = serde_json::to_vec(&entry).map_err(|error| failed(error.into()))?;
+            line.push(b'\n');
+            file.write_all(&line).and_then(|()| file.sync_data()).map_err(failed)?;
+        }
+        self.apply(entry);
+        Ok(())
+    }
+
     /// Whether the journal says that this run created the object.
+    #[cfg(test)]
     pub(crate) fn created(&self, what: Made, id: &str) -> bool {
         self.alive.contains(&(what, id.to_owned()))
     }
 
-    /// Forgets the run: nothing of it is left but what stays on purpose.
+    /// Forgets a dead run: nothing of it is left but what stays on purpose.
     pub(crate) fn forget(self) -> Result<(), EngineError> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
         fs::remove_file(&self.path).map_err(|source| EngineError::State { path: self.path.clone(), source })
     }
+}
+
+fn read_all(file: &mut File) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file.take(MAX_JOURNAL_BYTES).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 #[cfg(test)]

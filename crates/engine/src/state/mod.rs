@@ -81,6 +81,11 @@ impl State {
         Ok(dead)
     }
 
+    /// The history of a run that is alive, such as one's own.
+    pub(crate) fn history(&self, run: &str) -> Result<RunHistory, EngineError> {
+        RunHistory::peek(&self.journal_path(run), run)
+    }
+
     /// Whether a run holds its lease at this moment.
     pub(crate) fn is_alive(&self, run: &str) -> bool {
         let Ok(file) = File::open(self.journal_path(run)) else { return false };

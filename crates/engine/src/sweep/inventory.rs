@@ -27,13 +27,12 @@ pub(crate) struct RunFacts {
     pub(crate) publication: Publication,
     pub(crate) created: BTreeSet<(Made, String)>,
     pub(crate) vm: Option<String>,
-    pub(crate) restore: bool,
 }
 
 impl RunFacts {
     /// A run without a journal: it ended, and whatever it left was left on purpose or by accident.
     pub(crate) fn unknown() -> Self {
-        Self { alive: false, publication: Publication::No, created: BTreeSet::new(), vm: None, restore: false }
+        Self { alive: false, publication: Publication::No, created: BTreeSet::new(), vm: None }
     }
 
     /// A run that is alive somewhere.
@@ -46,10 +45,9 @@ impl From<&RunHistory> for RunFacts {
     fn from(history: &RunHistory) -> Self {
         Self {
             alive: false,
-            publication: history.publication.clone(),
+            publication: history.publication,
             created: history.alive.clone(),
             vm: history.operation.as_ref().map(|operation| operation.vm.clone()),
-            restore: history.operation.as_ref().is_some_and(|operation| operation.kind == "restore"),
         }
     }
 }

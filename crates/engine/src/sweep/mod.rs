@@ -1,11 +1,26 @@
 //! The sweep: removes what dead runs of this installation left in the pool.
 
+mod classify;
+mod execute;
+mod inventory;
 mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xenvault_store::PointFilter;
 
 pub use plan::{ObjectKind, SweepAction, SweepItem, SweepPlan};
 
+use crate::marks;
 use crate::monitor::Warning;
+use crate::state::{Publication, RunHistory};
 use crate::{Engine, EngineError};
+use classify::{Question, Scope, Step};
+use execute::{Done, Executor};
+use inventory::{Inventory, RunFacts};
+
+/// So many of a VM's newest points are asked whether a dead run wrote one of them.
+const POINTS_TO_ASK: usize = 8;
 
 /// How a sweep is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +59,130 @@ pub struct SweepReport {
     pub warnings: Vec<Warning>,
 }
 
-pub(crate) async fn run(_engine: &Engine, _options: SweepOptions) -> Result<SweepReport, EngineError> {
-    todo!()
+pub(crate) async fn run(engine: &Engine, options: SweepOptions) -> Result<SweepReport, EngineError> {
+    let (mut executor, steps) = prepare(engine, &Scope::Everything).await?;
+    let plan = classify::plan(&steps);
+    engine.options().monitor.sweep_plan(&plan);
+    let mut report = SweepReport { plan, ..SweepReport::default() };
+    if options.mode == SweepMode::Execute {
+        let done = executor.execute(&steps).await;
+        for warning in &done.warnings {
+            engine.options().monitor.warning(warning);
+        }
+        forget(executor, &steps, &done)?;
+        report.removed = done.removed;
+        report.warnings = done.warnings;
+    }
+    Ok(report)
+}
+
+/// Removes what dead runs left of one VM, since its next run is about to begin.
+pub(crate) async fn clean_vm(engine: &Engine, vm: &str) -> Result<(), EngineError> {
+    let (mut executor, steps) = prepare(engine, &Scope::Vm(vm.to_owned())).await?;
+    let done = executor.execute(&steps).await;
+    for warning in &done.warnings {
+        tracing::warn!(%warning, "left-overs");
+        engine.options().monitor.warning(warning);
+    }
+    forget(executor, &steps, &done)
+}
+
+/// Removes everything of one run, which failed and still holds its lease. Returns whether nothing is left.
+pub(crate) async fn clean_run(engine: &Engine, run: &str) -> Result<bool, EngineError> {
+    let (mut executor, steps) = prepare(engine, &Scope::Run(run.to_owned())).await?;
+    let done = executor.execute(&steps).await;
+    for warning in &done.warnings {
+        tracing::warn!(%warning, "cleaning up after a failed run");
+        engine.options().monitor.warning(warning);
+    }
+    Ok(done.warnings.is_empty())
+}
+
+/// Reads everything that a plan depends on, and makes its steps.
+async fn prepare<'a>(engine: &'a Engine, scope: &Scope) -> Result<(Executor<'a>, Vec<Step>), EngineError> {
+    // Leases first: a run that ends after that is taken for alive, which is harmless; the other way round is not.
+    let mut histories: BTreeMap<String, RunHistory> =
+        engine.state().dead_runs()?.into_iter().map(|history| (history.run.clone(), history)).collect();
+    if let Scope::Run(run) = scope {
+        histories.insert(run.clone(), engine.state().history(run)?);
+    }
+    let inventory = Inventory::read(engine.session()).await?;
+    histories.retain(|_, history| {
+        history.operation.as_ref().is_none_or(|operation| operation.pool == inventory.pool)
+    });
+    let mut runs: BTreeMap<String, RunFacts> =
+        histories.iter().map(|(run, history)| (run.clone(), RunFacts::from(history))).collect();
+    settle_publications(engine, &histories, &mut runs).await;
+    for run in mentioned(&inventory) {
+        if !runs.contains_key(&run) && engine.state().is_alive(&run) {
+            runs.insert(run, RunFacts::living());
+        }
+    }
+    let question = Question { inventory: &inventory, instance: engine.instance(), runs: &runs, scope };
+    let steps = classify::steps(&question);
+    Ok((Executor { engine, inventory, runs, histories }, steps))
+}
+
+/// Where a run died while it wrote its point, the repository knows whether the point is there.
+async fn settle_publications(
+    engine: &Engine,
+    histories: &BTreeMap<String, RunHistory>,
+    runs: &mut BTreeMap<String, RunFacts>,
+) {
+    let Some(repository) = engine.any_repository() else { return };
+    for (run, facts) in runs.iter_mut().filter(|(_, facts)| facts.publication == Publication::Perhaps) {
+        let operation = histories.get(run).and_then(|history| history.operation.as_ref());
+        let Some(operation) = operation.filter(|op| op.repository == Some(repository.id().to_string())) else {
+            continue;
+        };
+        let filter = PointFilter { vm_uuid: Some(operation.vm.clone()), ..PointFilter::default() };
+        // What can not be read leaves the question open, and an open question keeps the base.
+        let Ok(listing) = repository.points(&filter).await else { continue };
+        let mut found = false;
+        let mut complete = listing.damaged.is_empty();
+        for summary in listing.points.iter().rev().take(POINTS_TO_ASK) {
+            match repository.point(&summary.id).await {
+                Ok(point) => found |= point.run_id.to_string() == *run,
+                Err(_) => complete = false,
+            }
+        }
+        if found {
+            facts.publication = Publication::Yes;
+        } else if complete {
+            facts.publication = Publication::No;
+        }
+    }
+}
+
+/// All runs that are named by marks or names of objects.
+fn mentioned(inventory: &Inventory) -> BTreeSet<String> {
+    let vms = inventory.vms.values().map(|record| (&record.name_label, &record.other_config));
+    let vdis = inventory.vdis.values().map(|record| (&record.name_label, &record.other_config));
+    vms.chain(vdis)
+        .flat_map(|(name, other_config)| {
+            let by_mark = other_config.get(marks::RUN).cloned();
+            let by_name = marks::parse_operation_name(name).map(|(_, run)| run.to_owned());
+            by_mark.into_iter().chain(by_name)
+        })
+        .collect()
+}
+
+/// Forgets the dead runs of which nothing is left that a later sweep would have to look at.
+fn forget(executor: Executor<'_>, steps: &[Step], done: &Done) -> Result<(), EngineError> {
+    for (run, history) in executor.histories {
+        let waits = steps.iter().any(|step| {
+            step.run == run && step.item.action == SweepAction::Keep && executor.runs.get(&run).is_some_and(|facts| {
+                facts.publication == Publication::No
+            })
+        });
+        let exists = |id: &String| {
+            executor.inventory.vms.values().any(|record| record.uuid == *id)
+                || executor.inventory.vdis.values().any(|record| record.uuid == *id)
+        };
+        let untouched = !steps.iter().any(|step| step.run == run) && history.alive.iter().any(|(_, id)| exists(id));
+        if done.warnings.is_empty() && !waits && !untouched {
+            history.forget()?;
+        }
+    }
+    Ok(())
 }

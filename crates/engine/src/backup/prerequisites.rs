@@ -1,0 +1,351 @@
+//! Everything that can be checked before the pool is touched, and what a backup will work on.
+
+use std::collections::BTreeMap;
+
+use xenvault_xenapi::{ErrorCode, Session, network, pbd, pif, pool, sm, sr, vbd, vdi, vm};
+
+use super::endpoints::{Access, access};
+use super::finding::{Finding, FindingKind};
+use super::request::SkippedDevice;
+use crate::marks::{self, Candidate};
+use crate::meter::Meter;
+use crate::pool::Doing as _;
+use crate::{Engine, EngineError};
+
+/// Snapshots of one disk that make its chain long, see U04: a chain holds 30 links.
+const LONG_CHAIN: usize = 20;
+/// What a snapshot takes on an SR that provisions thinly, in bytes: some megabytes of tables.
+const THIN_SNAPSHOT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Whether changes of a disk can be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trackable {
+    Yes,
+    No,
+}
+
+/// One disk that is going to be backed up.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveDisk {
+    pub(crate) device: String,
+    pub(crate) vbd: vbd::Record,
+    pub(crate) reference: vdi::Ref,
+    pub(crate) record: vdi::Record,
+    pub(crate) sr: sr::Record,
+    pub(crate) trackable: Trackable,
+}
+
+/// What a backup works on.
+#[derive(Clone, Debug)]
+pub(crate) struct Ground {
+    pub(crate) pool: pool::Record,
+    pub(crate) access: Access,
+    pub(crate) disks: Vec<LiveDisk>,
+    pub(crate) skipped: Vec<SkippedDevice>,
+    /// All devices of the VM, for its configuration.
+    pub(crate) vbds: Vec<vbd::Record>,
+}
+
+/// Reads what the VM consists of and checks it. Touches nothing.
+pub(crate) async fn check(
+    engine: &Engine,
+    meter: &Meter,
+    vm: (&vm::Ref, &vm::Record),
+) -> Result<Ground, EngineError> {
+    let session = engine.session();
+    let pool = crate::pool::the_pool(session).await?;
+    let vbds = devices(session, vm.1).await?;
+    let (disks, skipped) = disks(session, &pool, &vbds).await?;
+    if disks.is_empty() {
+        return Err(EngineError::NoDisks {
+            name: vm.1.name_label.clone(),
+            uuid: vm.1.uuid.clone(),
+            skipped: describe(&skipped),
+        });
+    }
+    let networks = network::get_all_records(session).await.doing("list the networks")?;
+    let missing = |finding| EngineError::Prerequisite { finding };
+    let access = access(networks.values(), engine.options().clear_text).map_err(missing)?;
+    snapshot_allowed(session, vm).await?;
+    for (sr, record) in srs_of(&disks) {
+        plugged(session, &sr, &record).await?;
+    }
+    space(session, &disks).await?;
+    reachable(session, &disks, &networks).await?;
+    advise(engine, meter, &pool, &disks).await?;
+    Ok(Ground { pool, access, disks, skipped, vbds })
+}
+
+async fn devices(session: &Session, vm: &vm::Record) -> Result<Vec<vbd::Record>, EngineError> {
+    let mut found = Vec::new();
+    for reference in &vm.vbds {
+        match vbd::get_record(session, reference).await {
+            Ok(record) => found.push(record),
+            Err(error) if crate::pool::is_gone(&error) => {}
+            Err(error) => return Err(error).doing("read the VM's devices"),
+        }
+    }
+    found.sort_by_key(|record| (record.userdevice.parse::<u32>().unwrap_or(u32::MAX), record.userdevice.clone()));
+    Ok(found)
+}
+
+async fn disks(
+    session: &Session,
+    pool: &pool::Record,
+    vbds: &[vbd::Record],
+) -> Result<(Vec<LiveDisk>, Vec<SkippedDevice>), EngineError> {
+    let managers = sm::get_all_records(session).await.doing("list the storage managers")?;
+    let mut srs: BTreeMap<sr::Ref, sr::Record> = BTreeMap::new();
+    let (mut disks, mut skipped) = (Vec::new(), Vec::new());
+    for vbd in vbds {
+        let skip = |reason: &str| SkippedDevice { device: vbd.userdevice.clone(), reason: reason.to_owned() };
+        match vbd.type_ {
+            vbd::Type::Disk if !vbd.empty && !vbd.vdi.is_null() => {}
+            vbd::Type::Disk => {
+                skipped.push(skip("disk device without a disk"));
+                continue;
+            }
+            vbd::Type::Cd => {
+                skipped.push(skip("CD drive"));
+                continue;
+            }
+            ref other => {
+                skipped.push(skip(&format!("{other} device")));
+                continue;
+            }
+        }
+        let record = vdi::get_record(session, &vbd.vdi).await.doing("read a disk's record")?;
+        if !srs.contains_key(&record.sr) {
+            let sr = sr::get_record(session, &record.sr).await.doing("read an SR's record")?;
+            srs.insert(record.sr.clone(), sr);
+        }
+        let Some(sr) = srs.get(&record.sr).cloned() else { continue };
+        let trackable = trackable(pool, managers.values(), &sr, &record);
+        disks.push(LiveDisk {
+            device: vbd.userdevice.clone(),
+            vbd: vbd.clone(),
+            reference: vbd.vdi.clone(),
+            record,
+            sr,
+            trackable,
+        });
+    }
+    Ok((disks, skipped))
+}
+
+/// Capability of the licence, of the SR's type and of the disk itself (X09).
+fn trackable<'a>(
+    pool: &pool::Record,
+    mut managers: impl Iterator<Item = &'a sm::Record>,
+    sr: &sr::Record,
+    disk: &vdi::Record,
+) -> Trackable {
+    let licensed = pool.restrictions.get("restrict_cbt").is_none_or(|value| value != "true");
+    let manager = managers.find(|manager| manager.type_ == sr.type_);
+    let capable = manager.is_some_and(|manager| manager.features.contains_key("VDI_CONFIG_CBT"));
+    let kind = matches!(disk.type_, vdi::Type::User | vdi::Type::System);
+    let raw = disk.sm_config.get("type").is_some_and(|format| format == "raw");
+    let persistent = disk.on_boot != vdi::OnBoot::Reset;
+    if licensed && capable && kind && !raw && persistent { Trackable::Yes } else { Trackable::No }
+}
+
+fn describe(skipped: &[SkippedDevice]) -> String {
+    if skipped.is_empty() {
+        return "it has no block device at all".to_owned();
+    }
+    let list: Vec<String> =
+        skipped.iter().map(|device| format!("device {}: {}", device.device, device.reason)).collect();
+    list.join(", ")
+}
+
+fn srs_of(disks: &[LiveDisk]) -> BTreeMap<sr::Ref, sr::Record> {
+    disks.iter().map(|disk| (disk.record.sr.clone(), disk.sr.clone())).collect()
+}
+
+/// The list of allowed operations can be stale, so the server is asked to make it again (X32).
+async fn snapshot_allowed(session: &Session, (reference, _): (&vm::Ref, &vm::Record)) -> Result<(), EngineError> {
+    match vm::update_allowed_operations(session, reference).await {
+        // An account may be allowed to take snapshots and not this; the list is as good as it is then.
+        Err(error) if matches!(crate::pool::code(&error), Some(ErrorCode::RbacPermissionDenied)) => {}
+        other => other.doing("update the VM's allowed operations")?,
+    }
+    let record = vm::get_record(session, reference).await.doing("read the VM's record")?;
+    if record.allowed_operations.contains(&vm::Operations::Snapshot) {
+        return Ok(());
+    }
+    let blocked = record.blocked_operations.get(&vm::Operations::Snapshot);
+    let running: Vec<&str> = record.current_operations.values().map(vm::Operations::as_str).collect();
+    let (text, remedy) = match (blocked, running.as_slice()) {
+        (Some(reason), _) => (
+            format!("snapshots of VM {:?} are blocked ({reason})", record.name_label),
+            format!(
+                "lift it with `xe vm-param-remove param-name=blocked-operations param-key=snapshot uuid={}`",
+                record.uuid
+            ),
+        ),
+        (None, []) => (
+            format!("VM {:?} allows no snapshot in state {}", record.name_label, record.power_state),
+            "look at its devices (USB and PCI devices that are passed through forbid snapshots) and at the hosts' state"
+                .to_owned(),
+        ),
+        (None, list) => (
+            format!("VM {:?} allows no snapshot while it does {}", record.name_label, list.join(", ")),
+            "wait for the end of that and try again".to_owned(),
+        ),
+    };
+    Err(EngineError::Prerequisite { finding: Finding { kind: FindingKind::SnapshotNotAllowed, text, remedy } })
+}
+
+async fn plugged(session: &Session, reference: &sr::Ref, record: &sr::Record) -> Result<(), EngineError> {
+    let pbds = pbd::get_all_records(session).await.doing("list the PBDs")?;
+    if pbds.values().any(|pbd| pbd.sr == *reference && pbd.currently_attached) {
+        return Ok(());
+    }
+    let finding = Finding {
+        kind: FindingKind::SrUnplugged,
+        text: format!("SR {:?} is not plugged on any host", record.name_label),
+        remedy: format!("repair it with `xe pbd-plug`; `xe pbd-list sr-uuid={}` shows its PBDs", record.uuid),
+    };
+    Err(EngineError::Prerequisite { finding })
+}
+
+/// What the snapshot of one disk takes on its SR, in bytes: all of it where volumes are inflated (U05).
+fn snapshot_cost(disk: &LiveDisk) -> u64 {
+    let thick_type = matches!(disk.sr.type_.as_str(), "lvm" | "lvmoiscsi" | "lvmohba" | "lvmofcoe");
+    let thin = disk.sr.sm_config.get("allocation").is_some_and(|value| value.contains("thin"));
+    if thick_type && !thin { size(disk.record.virtual_size) } else { THIN_SNAPSHOT_BYTES }
+}
+
+/// Sizes are never negative; a record that says otherwise is not believed.
+fn size(bytes: i64) -> u64 {
+    u64::try_from(bytes).unwrap_or(0)
+}
+
+async fn space(session: &Session, disks: &[LiveDisk]) -> Result<(), EngineError> {
+    for (reference, record) in srs_of(disks) {
+        let needed: u64 = disks.iter().filter(|disk| disk.record.sr == reference).map(snapshot_cost).sum();
+        let total = size(sr::get_physical_size(session, &reference).await.doing("read an SR's size")?);
+        let used = size(sr::get_physical_utilisation(session, &reference).await.doing("read an SR's use")?);
+        // An SR that does not know its size says 0 or -1.
+        if total == 0 || total.saturating_sub(used) >= needed {
+            continue;
+        }
+        let finding = Finding {
+            kind: FindingKind::SrSpace,
+            text: format!(
+                "SR {:?} has {} bytes free and the snapshot can take {needed}",
+                record.name_label,
+                total.saturating_sub(used)
+            ),
+            remedy: "free space on it (remove snapshots and let it coalesce, or move disks), or enlarge it".to_owned(),
+        };
+        return Err(EngineError::Prerequisite { finding });
+    }
+    Ok(())
+}
+
+/// A purpose alone serves nobody: some host of each SR needs an address on such a network (X22).
+async fn reachable(
+    session: &Session,
+    disks: &[LiveDisk],
+    networks: &BTreeMap<network::Ref, network::Record>,
+) -> Result<(), EngineError> {
+    let mut asked = std::collections::BTreeSet::new();
+    for disk in disks {
+        if !asked.insert(disk.record.sr.clone()) {
+            continue;
+        }
+        let infos = vdi::get_nbd_info(session, &disk.reference).await.doing("list the NBD addresses of a disk")?;
+        if !infos.is_empty() {
+            continue;
+        }
+        let served: Vec<_> = networks
+            .iter()
+            .filter(|(_, record)| {
+                record.purpose.contains(&network::Purpose::Nbd)
+                    || record.purpose.contains(&network::Purpose::InsecureNbd)
+            })
+            .collect();
+        let pifs = pif::get_all_records(session).await.doing("list the PIFs")?;
+        let names: Vec<&str> = served.iter().map(|(_, record)| record.name_label.as_str()).collect();
+        let on_them = |record: &&pif::Record| served.iter().any(|(reference, _)| record.network == **reference);
+        let why = match pifs.values().filter(on_them).collect::<Vec<_>>().as_slice() {
+            [] => "no host has an interface on it",
+            list if list.iter().all(|record| !record.currently_attached) => "its interfaces are unplugged",
+            list if list.iter().all(|record| record.ip.is_empty() && record.ipv6.is_empty()) => {
+                "its interfaces have no IP address"
+            }
+            _ => "the hosts with an address on it do not have the SR plugged",
+        };
+        let finding = Finding {
+            kind: FindingKind::NbdNoAddress,
+            text: format!(
+                "network {} has an NBD purpose, but {why}, so disk {} on SR {:?} is not served",
+                names.join(", "),
+                disk.device,
+                disk.sr.name_label
+            ),
+            remedy: "give the hosts of that SR an IP address on the network (`xe pif-reconfigure-ip`), or set the \
+                     purpose on a network where they have one"
+                .to_owned(),
+        };
+        return Err(EngineError::Prerequisite { finding });
+    }
+    Ok(())
+}
+
+/// Findings that do not stop a backup.
+async fn advise(
+    engine: &Engine,
+    meter: &Meter,
+    pool: &pool::Record,
+    disks: &[LiveDisk],
+) -> Result<(), EngineError> {
+    if pool.restrictions.get("restrict_cbt").is_some_and(|value| value == "true") {
+        meter.warn(
+            FindingKind::CbtRestricted.code(),
+            "the licence of this pool does not include changed block tracking: every backup reads whole disks",
+        );
+    }
+    for disk in disks {
+        let mut foreign = 0_usize;
+        for snapshot in &disk.record.snapshots {
+            let record = match vdi::get_record(engine.session(), snapshot).await {
+                Err(error) if crate::pool::is_gone(&error) => continue,
+                other => other.doing("read a snapshot's record")?,
+            };
+            let candidate = Candidate {
+                uuid: &record.uuid,
+                name: &record.name_label,
+                other_config: &record.other_config,
+                is_a_snapshot: record.is_a_snapshot,
+                in_journal: false,
+                foreign_user: false,
+            };
+            if record.type_ == vdi::Type::CbtMetadata && marks::judge(&candidate, engine.instance()).is_err() {
+                foreign += 1;
+            }
+        }
+        if foreign > 0 {
+            meter.warn(
+                FindingKind::ForeignCbt.code(),
+                format!(
+                    "disk {} has {foreign} snapshot(s) with change information of another product or installation; two \
+                     of them on one VM can spoil each other's incrementals",
+                    disk.device
+                ),
+            );
+        }
+        if disk.record.snapshots.len() >= LONG_CHAIN {
+            meter.warn(
+                FindingKind::ChainDepth.code(),
+                format!(
+                    "disk {} has {} snapshots; a chain holds at most 30 links, remove old ones",
+                    disk.device,
+                    disk.record.snapshots.len()
+                ),
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,385 @@
+//! Moving one disk from the pool into the repository, and checking a sample of it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use xenvault_block::{ByteRange, CBT_BLOCK_BYTES, ExtentSet, VHD_MAX_DISK_BYTES};
+use xenvault_nbd::{Export, ExportOptions, ReadOptions};
+use xenvault_store::{DiskOptions, DiskResult, Level as StoredLevel, PointDisk, Repository, Writer};
+use xenvault_vhd::{AllocationMap, HeadParser, HeadProgress};
+use xenvault_xenapi::transfer::{ExportBody, ExportFormat, export_raw_vdi};
+use xenvault_xenapi::{host, pbd};
+
+use super::base::{DiskPlan, Situation, fact, facts};
+use super::endpoints::{Access, source};
+use super::request::{DiskReport, Level};
+use super::sample::{Dice, Field, Reservoir, choose};
+use super::snapshot::Shot;
+use crate::EngineError;
+use crate::gaps::join_gaps;
+use crate::monitor::Stage;
+use crate::options::MAX_SAMPLE_BLOCKS;
+use crate::pool::{Doing as _, DoingInRepository as _};
+use crate::run::Run;
+
+/// How long the head of an export may take (the host can be scanning a raw disk).
+const HEAD_LIMIT: Duration = Duration::from_secs(60);
+/// How many places with data a point remembers for later samples.
+const KNOWN_PLACES: usize = 32;
+/// The largest request.
+const REQUEST_BYTES: u64 = 1024 * 1024;
+
+/// What a whole read found about where data is.
+enum Allocation {
+    /// The blocks that hold data.
+    Known(ExtentSet),
+    /// Nothing is known: every byte is read.
+    Unknown,
+}
+
+/// A disk that is stored.
+pub(crate) struct Stored {
+    pub(crate) disk: PointDisk,
+    pub(crate) report: DiskReport,
+}
+
+/// Everything about one disk that its transfer needs.
+pub(crate) struct Job<'a> {
+    pub(crate) run: &'a Run,
+    pub(crate) repository: &'a Repository,
+    pub(crate) writer: &'a Writer,
+    pub(crate) access: Access,
+    pub(crate) shot: &'a Shot,
+    pub(crate) situation: &'a Situation,
+}
+
+/// One pass over a disk.
+struct Pass {
+    level: Level,
+    reason: String,
+    changed_bytes: u64,
+    extents: ExtentSet,
+    base: Option<PointDisk>,
+}
+
+/// The result of a pass.
+struct Passed {
+    result: DiskResult,
+    data: Vec<u64>,
+}
+
+impl Job<'_> {
+    fn size(&self) -> u64 {
+        u64::try_from(self.shot.record.virtual_size).unwrap_or(0)
+    }
+
+    fn device(&self) -> &str {
+        &self.shot.live.device
+    }
+
+    /// Reads the disk as planned, stores it, and checks a sample. If blocks that nobody called changed turn out to be
+    /// different, the changes were not to be trusted: the disk is read again as a whole.
+    pub(crate) async fn store(&self, plan: DiskPlan) -> Result<Stored, EngineError> {
+        let known = plan.previous.as_ref().map(known_places).unwrap_or_default();
+        let mut line = Line { job: self, export: None, sample_bytes: 0, read_bytes: 0 };
+        let mut pass = self.first_pass(&plan).await?;
+        let stored = loop {
+            let passed = line.transfer(&pass).await?;
+            match line.differing_block(&pass, &passed, &known).await? {
+                None => break passed,
+                Some(range) if pass.base.is_some() => {
+                    self.run.meter.warn(
+                        "sample-differs",
+                        format!(
+                            "disk {}: {range} differ although they were not listed as changed; the disk is read as a \
+                             whole. If this comes again, look at the host's storage log",
+                            self.device()
+                        ),
+                    );
+                    pass = self.whole("sample-differs".to_owned()).await;
+                }
+                Some(range) => {
+                    return Err(EngineError::SampleDiffers { device: self.device().to_owned(), range });
+                }
+            }
+        };
+        line.close().await;
+        let bitmap = match &plan.bitmap {
+            Some(bitmap) => Some(self.writer.put_blob(bitmap.as_bytes()).await.doing("store the bitmap")?),
+            None => None,
+        };
+        let report = self.report(&pass, &line);
+        Ok(Stored { disk: self.point_disk(&pass, &plan, stored, bitmap, &known), report })
+    }
+
+    async fn first_pass(&self, plan: &DiskPlan) -> Result<Pass, EngineError> {
+        let Some(changes) = &plan.changes else { return Ok(self.whole(plan.reason.clone()).await) };
+        Ok(Pass {
+            level: Level::Incremental,
+            reason: plan.reason.clone(),
+            changed_bytes: changes.blocks.changed_bytes(),
+            extents: join_gaps(&changes.blocks.extents()),
+            base: Some(changes.since.clone()),
+        })
+    }
+
+    /// A pass over everything that can hold data.
+    async fn whole(&self, reason: String) -> Pass {
+        let (extents, reason) = match self.allocation().await {
+            Allocation::Known(extents) => (extents, reason),
+            Allocation::Unknown => {
+                (ExtentSet::from_range(ByteRange::up_to(self.size())), format!("{reason}, no-allocation-map"))
+            }
+        };
+        Pass { level: Level::Full, reason, changed_bytes: extents.total_bytes(), extents, base: None }
+    }
+
+    /// The allocated blocks of a disk that is a VHD file, from the head of its export. Everything that goes wrong means
+    /// that nothing is known, which costs time and never data.
+    async fn allocation(&self) -> Allocation {
+        let raw = self.shot.live.record.sm_config.get("type").is_some_and(|format| format == "raw");
+        if raw || self.size() > VHD_MAX_DISK_BYTES {
+            return Allocation::Unknown;
+        }
+        match tokio::time::timeout(HEAD_LIMIT, self.head()).await {
+            Ok(Ok(Some(map))) if map.virtual_size == self.size() => Allocation::Known(map.allocated),
+            Ok(Ok(_)) => Allocation::Unknown,
+            Ok(Err(error)) => {
+                tracing::info!(device = self.device(), %error, "no allocation map");
+                Allocation::Unknown
+            }
+            Err(_) => Allocation::Unknown,
+        }
+    }
+
+    async fn head(&self) -> Result<Option<AllocationMap>, EngineError> {
+        let Some(host) = self.host().await? else { return Ok(None) };
+        let format = ExportFormat::Vhd { base: None };
+        let mut body = export_raw_vdi(self.run.session(), &host, &self.shot.reference, format)
+            .await
+            .doing("export the head of a disk")?;
+        let map = parse_head(&mut body).await;
+        // The task fails because we hang up: that is expected and says nothing.
+        if let Err(error) = body.close().await {
+            tracing::debug!(%error, "closing the export of a disk's head");
+        }
+        map
+    }
+
+    /// A host that has the disk's SR.
+    async fn host(&self) -> Result<Option<host::Ref>, EngineError> {
+        let pbds = pbd::get_all_records(self.run.session()).await.doing("list the PBDs")?;
+        let sr = &self.shot.record.sr;
+        Ok(pbds.into_values().find(|pbd| pbd.sr == *sr && pbd.currently_attached).map(|pbd| pbd.host))
+    }
+
+    fn report(&self, pass: &Pass, line: &Line<'_, '_>) -> DiskReport {
+        DiskReport {
+            device: self.device().to_owned(),
+            vdi_uuid: self.shot.live.record.uuid.clone(),
+            name: self.shot.live.record.name_label.clone(),
+            virtual_size: self.size(),
+            level: pass.level,
+            reason: pass.reason.clone(),
+            changed_bytes: pass.changed_bytes,
+            read_bytes: line.read_bytes,
+            sample_bytes: line.sample_bytes,
+        }
+    }
+
+    fn point_disk(
+        &self,
+        pass: &Pass,
+        plan: &DiskPlan,
+        stored: Passed,
+        bitmap: Option<xenvault_store::BlobRef>,
+        known: &[u64],
+    ) -> PointDisk {
+        let mut attributes: BTreeMap<String, String> = facts(self.situation, self.shot);
+        let mut data = stored.data;
+        data.extend(known.iter().copied().filter(|offset| *offset < self.size()));
+        data.sort_unstable();
+        data.dedup();
+        // Old and new places in turn, if there are too many.
+        let step = data.len().div_ceil(KNOWN_PLACES).max(1);
+        let places: Vec<String> =
+            data.iter().step_by(step).map(|offset| (offset / CBT_BLOCK_BYTES).to_string()).collect();
+        attributes.insert(fact::DATA.to_owned(), places.join(","));
+        if let Some(base) = &pass.base {
+            attributes.insert(fact::BASE.to_owned(), base.snapshot_vdi_uuid.clone());
+        } else if let (Some(_), Some(previous)) = (&bitmap, &plan.previous) {
+            attributes.insert(fact::BASE.to_owned(), previous.snapshot_vdi_uuid.clone());
+        }
+        PointDisk {
+            vdi_uuid: self.shot.live.record.uuid.clone(),
+            snapshot_vdi_uuid: self.shot.record.uuid.clone(),
+            name: self.shot.live.record.name_label.clone(),
+            device: self.device().to_owned(),
+            virtual_size: self.size(),
+            map: stored.result.map,
+            level: match pass.level {
+                Level::Full => StoredLevel::Full,
+                Level::Incremental => StoredLevel::Inc,
+            },
+            reason: pass.reason.clone(),
+            changed_bytes: pass.changed_bytes,
+            bitmap,
+            chain_nonce: self.shot.chain.clone(),
+            attributes,
+        }
+    }
+}
+
+async fn parse_head(body: &mut ExportBody) -> Result<Option<AllocationMap>, EngineError> {
+    let mut parser = HeadParser::new();
+    while let Some(bytes) = body.next().await.doing("export the head of a disk")? {
+        match parser.push(&bytes) {
+            Ok(HeadProgress::Complete) => break,
+            Ok(HeadProgress::Needs(_)) => {}
+            Err(error) => {
+                tracing::info!(%error, "the head of the export is not usable");
+                return Ok(None);
+            }
+        }
+    }
+    Ok(parser.finish().ok())
+}
+
+/// Where the disk held data at earlier points, in bytes.
+fn known_places(disk: &PointDisk) -> Vec<u64> {
+    let list = disk.attributes.get(fact::DATA).map(String::as_str).unwrap_or_default();
+    list.split(',').filter_map(|text| text.parse::<u64>().ok()?.checked_mul(CBT_BLOCK_BYTES)).collect()
+}
+
+/// The connection to one disk, opened when something has to be read.
+struct Line<'a, 'b> {
+    job: &'a Job<'b>,
+    export: Option<Export>,
+    sample_bytes: u64,
+    read_bytes: u64,
+}
+
+impl Line<'_, '_> {
+    async fn export(&mut self) -> Result<Export, EngineError> {
+        if let Some(export) = &self.export {
+            return Ok(export.clone());
+        }
+        let (job, options) = (self.job, self.job.run.engine.options());
+        let source = source(job.run.session(), &job.shot.reference, job.access);
+        let began = Instant::now();
+        let opened = Export::open(
+            source,
+            ExportOptions {
+                connections: options.connections_per_disk.max(1),
+                request_bytes: REQUEST_BYTES.min(options.memory_bytes / 8).max(CBT_BLOCK_BYTES),
+                budget: job.run.engine.budget(),
+                ..ExportOptions::default()
+            },
+        )
+        .await;
+        job.run.meter.attached_for(began.elapsed());
+        let export = opened.map_err(|source| self.failed(source))?;
+        if export.size() != job.size() {
+            return Err(EngineError::SizeDiffers {
+                device: job.device().to_owned(),
+                vdi: job.shot.live.record.uuid.clone(),
+                export: export.size(),
+                record: job.size(),
+            });
+        }
+        self.export = Some(export.clone());
+        Ok(export)
+    }
+
+    fn failed(&self, source: xenvault_nbd::NbdError) -> EngineError {
+        EngineError::Read {
+            device: self.job.device().to_owned(),
+            vdi: self.job.shot.live.record.uuid.clone(),
+            source,
+        }
+    }
+
+    /// Reads the extents of a pass and writes them. A disk of which nothing has to be read is not opened.
+    async fn transfer(&mut self, pass: &Pass) -> Result<Passed, EngineError> {
+        let job = self.job;
+        let planned_bytes = pass.extents.total_bytes();
+        job.run.meter.plan(planned_bytes);
+        job.run.meter.stage(&Stage::ReadDisk {
+            device: job.device().to_owned(),
+            reason: pass.reason.clone(),
+            planned_bytes,
+        });
+        let base = pass.base.as_ref().map(|disk| disk.map);
+        let options = DiskOptions { virtual_size: job.size(), base };
+        let mut disk = job.writer.disk(options).await.doing("begin a disk")?;
+        let mut dice = Dice::seeded_by(&[job.run.id(), job.device()]);
+        let mut places = Reservoir::new(KNOWN_PLACES);
+        if !pass.extents.is_empty() {
+            let export = self.export().await?;
+            let window_bytes = (job.run.engine.options().memory_bytes / 4).max(REQUEST_BYTES);
+            let mut pieces = export.read_extents(pass.extents.clone(), ReadOptions { window_bytes });
+            loop {
+                let asked = Instant::now();
+                let Some(piece) = pieces.next().await else { break };
+                let (offset, bytes) = piece.map_err(|source| self.failed(source))?;
+                let came = Instant::now();
+                let length = bytes.len() as u64;
+                if bytes.iter().take(4096).any(|&byte| byte != 0) {
+                    places.offer(offset, &mut dice);
+                }
+                disk.write(offset, bytes).await.doing("store a disk")?;
+                self.read_bytes += length;
+                job.run.meter.moved(length, came.duration_since(asked), came.elapsed());
+            }
+        }
+        let result = disk.finish().await.doing("complete a disk")?;
+        job.run.meter.report();
+        Ok(Passed { result, data: places.into_offsets() })
+    }
+
+    /// Reads a sample again and compares it with what the repository returns; gives the first block that differs.
+    async fn differing_block(
+        &mut self,
+        pass: &Pass,
+        passed: &Passed,
+        known: &[u64],
+    ) -> Result<Option<ByteRange>, EngineError> {
+        let job = self.job;
+        let count = job.run.engine.options().sample_blocks.min(MAX_SAMPLE_BLOCKS);
+        let places = if pass.base.is_some() { known } else { &passed.data };
+        let field = Field { virtual_size: job.size(), read: &pass.extents, known_data: places };
+        let mut dice = Dice::seeded_by(&[job.run.id(), job.device(), "sample"]);
+        let sample = choose(&field, count, &mut dice);
+        if sample.is_empty() {
+            return Ok(None);
+        }
+        job.run.meter.stage(&Stage::Verify { device: job.device().to_owned() });
+        job.writer.flush().await.doing("complete its packs")?;
+        let reader = job.repository.disk(&passed.result.map);
+        let export = self.export().await?;
+        for range in sample {
+            let again = export.read(range).await.map_err(|source| self.failed(source))?;
+            self.sample_bytes += range.len();
+            job.run.meter.sampled(range.len());
+            let stored = reader.read_at(range).await.doing("read back a sample")?;
+            if again != stored {
+                return Ok(Some(range));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Closes the connections properly; the hosts detach the disk then. Failing that they do it by themselves, later.
+    async fn close(&mut self) {
+        let Some(export) = self.export.take() else { return };
+        let began = Instant::now();
+        if let Err(error) = export.close().await {
+            self.job.run.meter.warn(
+                "nbd-not-closed",
+                format!("the NBD connections of disk {} were not closed properly: {error}", self.job.device()),
+            );
+        }
+        self.job.run.meter.attached_for(began.elapsed());
+    }
+}

@@ -1,0 +1,170 @@
+//! Tracking on, snapshot taken, marks on it: the part of a backup that changes the pool.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use xenvault_xenapi::{Session, XenApiError, vbd, vdi, vm};
+
+use super::prerequisites::{Ground, LiveDisk, Trackable};
+use crate::EngineError;
+use crate::marks::{self, CHAIN, Marks, Role};
+use crate::pool::{Doing as _, await_task, is_full, server_time};
+use crate::run::Run;
+use crate::state::Made;
+
+/// A disk with its snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct Shot {
+    pub(crate) live: LiveDisk,
+    pub(crate) reference: vdi::Ref,
+    pub(crate) record: vdi::Record,
+    /// Whether tracking was on, on the live disk, after it was asked for.
+    pub(crate) live_tracking: bool,
+    /// The nonce of the chain of changes that the snapshot belongs to.
+    pub(crate) chain: Option<String>,
+}
+
+/// The snapshot of the VM.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) reference: vm::Ref,
+    pub(crate) record: vm::Record,
+    pub(crate) disks: Vec<Shot>,
+}
+
+/// Switches tracking on where it is off. The nonce goes first: a crash in between must not leave an old nonce on a new
+/// chain (X11). Returns the state of each disk as read back, by its reference.
+pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeMap<vdi::Ref, bool>, EngineError> {
+    let mut tracking = BTreeMap::new();
+    for disk in &ground.disks {
+        let session = run.session();
+        if disk.trackable == Trackable::No {
+            tracking.insert(disk.reference.clone(), false);
+            continue;
+        }
+        if !disk.record.cbt_enabled || !disk.record.other_config.contains_key(CHAIN) {
+            let nonce = uuid::Uuid::new_v4().to_string();
+            set_chain(session, &disk.reference, &nonce).await.doing("mark the disk with a new chain of changes")?;
+        }
+        if !disk.record.cbt_enabled {
+            let started = vdi::enable_cbt_async(session, &disk.reference).await;
+            let options = run.engine.options();
+            let enabled = await_task::<()>(session, run.journal()?, options, "VDI.enable_cbt", started).await;
+            if let Err(error) = enabled {
+                run.meter.warn(
+                    "cbt-not-enabled",
+                    format!("tracking of disk {} could not be switched on ({error}); it is read whole", disk.device),
+                );
+            }
+        }
+        let enabled = vdi::get_cbt_enabled(session, &disk.reference).await.doing("read back a disk's tracking")?;
+        tracking.insert(disk.reference.clone(), enabled);
+    }
+    Ok(tracking)
+}
+
+async fn set_chain(session: &Session, disk: &vdi::Ref, nonce: &str) -> Result<(), XenApiError> {
+    vdi::remove_from_other_config(session, disk, CHAIN).await?;
+    vdi::add_to_other_config(session, disk, CHAIN, nonce).await
+}
+
+/// Takes the snapshot and puts our marks on it and on its disks.
+pub(crate) async fn take(
+    run: &Run,
+    ground: &Ground,
+    tracking: &BTreeMap<vdi::Ref, bool>,
+    vm: (&vm::Ref, &vm::Record),
+) -> Result<Snapshot, EngineError> {
+    let session = run.session();
+    let name = marks::operation_name("Xenvault backup", run.engine.instance(), run.id());
+    run.intend(Made::Vm, &name)?;
+    let started = vm::snapshot_async(session, vm.0, &name, &[]).await;
+    let options = run.engine.options();
+    let taken = await_task::<vm::Ref>(session, run.journal()?, options, "VM.snapshot", started).await;
+    let reference = match taken {
+        Ok(reference) => reference,
+        // The result is lost, not the snapshot: its name tells (X05).
+        Err(XenApiError::TaskVanished { operation }) => by_name(session, &name)
+            .await?
+            .ok_or(XenApiError::TaskVanished { operation })
+            .doing("take the snapshot")?,
+        Err(error) if is_full(&error) => {
+            let sr = ground.disks.first().map(|disk| disk.sr.name_label.clone()).unwrap_or_default();
+            return Err(EngineError::SrFull { sr, action: "take the snapshot".into(), source: error });
+        }
+        Err(error) => return Err(error).doing("take the snapshot"),
+    };
+    let record = vm::get_record(session, &reference).await.doing("read the snapshot's record")?;
+    run.created(Made::Vm, &record.uuid)?;
+    let now = server_time(session, &ground.pool).await?;
+    let marks = Marks {
+        instance: run.engine.instance().to_owned(),
+        run: run.id().to_owned(),
+        role: Role::Snapshot,
+        vm: vm.1.uuid.clone(),
+        repository: run.engine.any_repository().map(|repository| repository.id().to_string()),
+        resume_until: Some(now.saturating_add(options.resume_window.as_secs())),
+    };
+    let other_config = marks.applied(&record.uuid, &record.other_config);
+    vm::set_other_config(session, &reference, &other_config).await.doing("mark the snapshot")?;
+    let found = snapshot_disks(run, &record, &marks).await?;
+    let disks = matched(ground, tracking, found)?;
+    Ok(Snapshot { reference, record, disks })
+}
+
+async fn by_name(session: &Session, name: &str) -> Result<Option<vm::Ref>, EngineError> {
+    // The task may be gone a moment before its result is to be seen.
+    for pause in [0, 200, 1000, 3000] {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let found = vm::get_by_name_label(session, name).await.doing("look for the snapshot")?;
+        if let Some(reference) = found.into_iter().next() {
+            return Ok(Some(reference));
+        }
+    }
+    Ok(None)
+}
+
+/// The disks of the snapshot, marked, with their records as they are after that.
+async fn snapshot_disks(
+    run: &Run,
+    snapshot: &vm::Record,
+    marks: &Marks,
+) -> Result<Vec<(vdi::Ref, vdi::Record)>, EngineError> {
+    let session = run.session();
+    let mut found = Vec::new();
+    for reference in &snapshot.vbds {
+        let vbd = vbd::get_record(session, reference).await.doing("read the snapshot's devices")?;
+        if vbd.type_ != vbd::Type::Disk || vbd.vdi.is_null() {
+            continue;
+        }
+        let mut record = vdi::get_record(session, &vbd.vdi).await.doing("read a snapshot disk's record")?;
+        run.created(Made::Vdi, &record.uuid)?;
+        record.other_config = marks.applied(&record.uuid, &record.other_config);
+        vdi::set_other_config(session, &vbd.vdi, &record.other_config).await.doing("mark a snapshot disk")?;
+        found.push((vbd.vdi, record));
+    }
+    Ok(found)
+}
+
+/// Every disk of the VM with its snapshot; a disk too many or too few ends the backup (X30).
+fn matched(
+    ground: &Ground,
+    tracking: &BTreeMap<vdi::Ref, bool>,
+    mut found: Vec<(vdi::Ref, vdi::Record)>,
+) -> Result<Vec<Shot>, EngineError> {
+    let differs = EngineError::DiskCount { vm: ground.disks.len(), snapshot: found.len() };
+    if ground.disks.len() != found.len() {
+        return Err(differs);
+    }
+    let mut shots = Vec::with_capacity(found.len());
+    for live in &ground.disks {
+        let Some(at) = found.iter().position(|(_, record)| record.snapshot_of == live.reference) else {
+            return Err(differs);
+        };
+        let (reference, record) = found.swap_remove(at);
+        let chain = record.other_config.get(CHAIN).cloned();
+        let live_tracking = tracking.get(&live.reference).copied().unwrap_or(false);
+        shots.push(Shot { live: live.clone(), reference, record, live_tracking, chain });
+    }
+    Ok(shots)
+}

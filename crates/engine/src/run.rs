@@ -1,0 +1,119 @@
+//! What one run of a workflow holds: its id, journal, lease and counters, and the promise to clean up.
+
+use std::sync::Arc;
+
+use xenvault_xenapi::Session;
+
+use crate::meter::Meter;
+use crate::state::{Entry, Journal, Lease, Made, Operation};
+use crate::{Engine, EngineError, sweep};
+
+/// A run. Unless it is [completed](Self::complete), everything that it made in the pool is removed: by
+/// [`abandon`](Self::abandon), or, if the workflow's future is dropped, by a task that the drop spawns.
+pub(crate) struct Run {
+    pub(crate) engine: Engine,
+    pub(crate) meter: Arc<Meter>,
+    held: Option<Held>,
+}
+
+/// What ends with the run.
+struct Held {
+    journal: Journal,
+    _lease: Option<Lease>,
+}
+
+impl Run {
+    pub(crate) fn begin(
+        engine: &Engine,
+        meter: Arc<Meter>,
+        lease: Option<Lease>,
+        operation: Operation,
+    ) -> Result<Self, EngineError> {
+        let run = uuid::Uuid::new_v4().to_string();
+        let journal = engine.state().begin(&run, operation)?;
+        Ok(Self { engine: engine.clone(), meter, held: Some(Held { journal, _lease: lease }) })
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        self.engine.session()
+    }
+
+    /// The run's id; a UUID.
+    pub(crate) fn id(&self) -> &str {
+        self.held.as_ref().map_or("", |held| held.journal.run())
+    }
+
+    /// The journal.
+    pub(crate) fn journal(&self) -> Result<&Journal, EngineError> {
+        let ended = || EngineError::Internal { what: "the run has ended".into() };
+        self.held.as_ref().map(|held| &held.journal).ok_or_else(ended)
+    }
+
+    /// Notes that something is going to be made.
+    pub(crate) fn intend(&self, what: Made, name: &str) -> Result<(), EngineError> {
+        self.journal()?.write(&Entry::Intend { what, name: name.to_owned() })
+    }
+
+    /// Notes that something was made.
+    pub(crate) fn created(&self, what: Made, id: &str) -> Result<(), EngineError> {
+        self.journal()?.write(&Entry::Created { what, id: id.to_owned() })
+    }
+
+    /// Notes that something is gone.
+    pub(crate) fn removed(&self, what: Made, id: &str) -> Result<(), EngineError> {
+        self.journal()?.write(&Entry::Removed { what, id: id.to_owned() })
+    }
+
+    /// Ends a run that left nothing behind but what stays on purpose.
+    pub(crate) fn complete(mut self) -> Result<(), EngineError> {
+        self.held.take().map_or(Ok(()), |held| held.journal.close())
+    }
+
+    /// Ends a good run that could not remove everything: its journal stays for the next sweep.
+    pub(crate) fn leave_to_sweep(mut self) {
+        self.held = None;
+    }
+
+    /// Ends a failed run: removes what it made. What can not be removed now is left to the next run or sweep.
+    pub(crate) async fn abandon(mut self) {
+        let cleaning = Cleaning { engine: self.engine.clone(), held: self.held.take() };
+        cleaning.finish().await;
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        drop(Cleaning { engine: self.engine.clone(), held: self.held.take() });
+    }
+}
+
+/// Removing what a run made. Dropped half way (or before it began), it goes on in a task of its own.
+struct Cleaning {
+    engine: Engine,
+    held: Option<Held>,
+}
+
+impl Cleaning {
+    async fn finish(mut self) {
+        let Some(held) = &self.held else { return };
+        let clean = sweep::clean_run(&self.engine, held.journal.run()).await;
+        let Some(held) = self.held.take() else { return };
+        match clean {
+            Ok(true) => drop(held.journal.close()),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "what a failed run made is left to the next sweep"),
+        }
+    }
+}
+
+impl Drop for Cleaning {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let rest = Self { engine: self.engine.clone(), held: Some(held) };
+            let engine = self.engine.clone();
+            engine.background().spawn_on(rest.finish(), &runtime);
+        }
+        // Without a runtime the journal stays, and its lock is gone: the next run or sweep does it.
+    }
+}
