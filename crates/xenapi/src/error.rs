@@ -144,7 +144,9 @@ pub enum XenApiError {
         found: Option<Sha256Fingerprint>,
     },
     /// Following a member led into another pool than the one that is known.
-    #[error("{host} belongs to pool {found}, but {expected} was expected; if that is right, remove the stored pins and pin again")]
+    #[error(
+        "{host} belongs to pool {found}, but {expected} was expected; if that is right, remove the stored pins and pin again"
+    )]
     WrongPool {
         /// The host that was asked.
         host: String,
@@ -244,7 +246,9 @@ pub enum XenApiError {
         status: u16,
     },
     /// The head of the request would be longer than hosts accept.
-    #[error("{operation}: the request's head has {length} bytes, hosts accept {limit}: shorten the originator or the parameters")]
+    #[error(
+        "{operation}: the request's head has {length} bytes, hosts accept {limit}: shorten the originator or the parameters"
+    )]
     RequestHead {
         /// The call or path.
         operation: String,
@@ -254,7 +258,9 @@ pub enum XenApiError {
         limit: usize,
     },
     /// The response is larger than allowed.
-    #[error("{operation}: the response is larger than {limit} bytes; raise `Limits::response_bytes` if the pool is that large")]
+    #[error(
+        "{operation}: the response is larger than {limit} bytes; raise `Limits::response_bytes` if the pool is that large"
+    )]
     ResponseTooLarge {
         /// The call or path.
         operation: String,

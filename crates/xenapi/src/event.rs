@@ -1,9 +1,14 @@
-//! x
+//! Events: what changed in the pool since a token.
+
 use crate::error::XenApiError;
+use crate::model::{Fields, Repeat};
 use crate::session_handle::Session;
-use crate::value::{FromValue, Value};
+use crate::value::{DecodeError, FromValue, ToValue, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Added to the wait for the answer, beyond the time that the pool itself waits for events.
+const SLACK: Duration = Duration::from_secs(30);
 
 /// What happened to an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +22,12 @@ pub enum Operation {
     /// A value of a newer server.
     Unknown(String),
 }
+
+crate::model::enumeration!(Operation {
+    Add = "add",
+    Mod = "mod",
+    Del = "del",
+});
 
 /// One event.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,12 +43,25 @@ pub struct Event {
 }
 
 impl Event {
-    /// The record, typed.
+    /// The record, typed; `None` for [`Operation::Del`].
     ///
     /// # Errors
     /// [`XenApiError::Response`] if it is not one of `T`.
     pub fn record<T: FromValue>(&self) -> Result<Option<T>, XenApiError> {
-        todo!()
+        let snapshot = self.snapshot.clone();
+        snapshot.map(T::from_value).transpose().map_err(|source| XenApiError::decode("event.from", source))
+    }
+}
+
+impl FromValue for Event {
+    fn from_value(value: Value) -> Result<Self, DecodeError> {
+        let mut fields = Fields::of("event", value)?;
+        Ok(Self {
+            class: fields.take::<String>("class")?.to_lowercase(),
+            operation: fields.take("operation")?,
+            reference: fields.take("ref")?,
+            snapshot: fields.rest().remove("snapshot"),
+        })
     }
 }
 
@@ -52,16 +76,32 @@ pub struct EventBatch {
     pub token: String,
 }
 
+impl FromValue for EventBatch {
+    fn from_value(value: Value) -> Result<Self, DecodeError> {
+        let mut fields = Fields::of("event batch", value)?;
+        Ok(Self {
+            events: fields.take("events")?,
+            valid_ref_counts: fields.take("valid_ref_counts")?,
+            token: fields.take("token")?,
+        })
+    }
+}
+
 /// `event.from`: waits up to `timeout` for events of `classes` (`"vm"`, `"task/OpaqueRef:..."`, `"*"`) after `token`.
 /// An empty token gives every object at once.
 ///
 /// # Errors
-/// Those of the call. `EVENTS_LOST` and a token that is not understood mean: begin again with an empty token.
+/// Those of the call. `EVENTS_LOST` and a token that is not understood (X08) mean: begin again with an empty token.
 pub async fn from(
-    _session: &Session,
-    _classes: &[&str],
-    _token: &str,
-    _timeout: Duration,
+    session: &Session,
+    classes: &[&str],
+    token: &str,
+    timeout: Duration,
 ) -> Result<EventBatch, XenApiError> {
-    todo!()
+    let method = "event.from";
+    let classes = Value::Array(classes.iter().map(|class| Value::from(*class)).collect());
+    let arguments = vec![classes, token.to_value(), timeout.as_secs_f64().to_value()];
+    // A token is the pool's, not the session's, so asking again after a new login loses nothing.
+    let value = session.call_waiting(method, Repeat::Harmless, arguments, timeout + SLACK).await?;
+    EventBatch::from_value(value).map_err(|source| XenApiError::decode(method, source))
 }

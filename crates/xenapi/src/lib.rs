@@ -44,6 +44,8 @@ pub use generated::{
 pub use model::Repeat;
 pub use reference::{AnyClass, AnyRef, Ref};
 pub use rpc::Protocol;
+#[doc(hidden)]
+pub use rpc::decode_for_fuzzing;
 pub use secret::Secret;
 pub use session_handle::{ConnectOptions, Limits, Member, Session, Timeouts};
 pub use tokio_util::sync::CancellationToken;

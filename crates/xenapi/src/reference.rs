@@ -97,11 +97,7 @@ impl<T> Default for Ref<T> {
 
 impl<T: Class> fmt::Debug for Ref<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if T::NAME == "session" {
-            f.write_str("session <hidden>")
-        } else {
-            write!(f, "{} {}", T::NAME, self.text)
-        }
+        if T::NAME == "session" { f.write_str("session <hidden>") } else { write!(f, "{} {}", T::NAME, self.text) }
     }
 }
 

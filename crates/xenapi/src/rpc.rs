@@ -1,4 +1,9 @@
-//! x
+//! One call in either encoding: from method and arguments to a document, from the answer to a result or a failure.
+
+use crate::error::{ApiFailure, BoxError, XenApiError};
+use crate::value::{FromValue, Value, json, xml};
+use std::sync::atomic::{AtomicI64, Ordering};
+
 /// Which encoding calls use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
@@ -10,3 +15,89 @@ pub enum Protocol {
     /// JSON-RPC 2.0.
     Json,
 }
+
+/// The encoding in use, after [`Protocol::Auto`] was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    Xml,
+    Json,
+}
+
+/// What a call gave: a result, or the pool's failure.
+pub(crate) type Answer = Result<Value, ApiFailure>;
+
+/// A call, ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) encoding: Encoding,
+    pub(crate) body: Vec<u8>,
+    id: i64,
+}
+
+static NEXT_ID: AtomicI64 = AtomicI64::new(1);
+
+impl Document {
+    pub(crate) fn new(encoding: Encoding, method: &str, arguments: Vec<Value>) -> Result<Self, XenApiError> {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff;
+        let body = match encoding {
+            Encoding::Xml => xml::encode_call(method, arguments),
+            Encoding::Json => json::encode_call(method, &arguments, id)
+                .map_err(|source| XenApiError::Response { operation: method.to_owned(), source })?,
+        };
+        Ok(Self { encoding, body, id })
+    }
+
+    pub(crate) fn path(&self) -> &'static str {
+        match self.encoding {
+            Encoding::Xml => "/",
+            Encoding::Json => "/jsonrpc",
+        }
+    }
+
+    pub(crate) fn content_type(&self) -> &'static str {
+        match self.encoding {
+            Encoding::Xml => "text/xml",
+            Encoding::Json => "application/json",
+        }
+    }
+
+    /// Reads the answer to this call.
+    pub(crate) fn decode(&self, method: &str, answer: &[u8]) -> Result<Answer, XenApiError> {
+        let decoded = match self.encoding {
+            Encoding::Xml => xml::decode_response(answer).and_then(unwrap_status),
+            Encoding::Json => json::decode_reply(answer, self.id),
+        };
+        match decoded {
+            Ok(outcome) => Ok(outcome.map_err(ApiFailure::from_description)),
+            Err(source) => Err(XenApiError::Response { operation: method.to_owned(), source }),
+        }
+    }
+}
+
+/// XenAPI's own envelope inside of XML-RPC: `Status`, then `Value` or `ErrorDescription`.
+fn unwrap_status(value: Value) -> Result<Result<Value, Vec<String>>, BoxError> {
+    let Value::Map(mut members) = value else {
+        return Err("it is not an answer of XenAPI".into());
+    };
+    match members.remove("Status").as_ref().and_then(Value::as_str) {
+        Some("Success") => Ok(Ok(members.remove("Value").unwrap_or(Value::Null))),
+        Some("Failure") => {
+            Ok(Err(Vec::from_value(members.remove("ErrorDescription").unwrap_or(Value::Array(Vec::new())))?))
+        }
+        _ => Err("it is not an answer of XenAPI".into()),
+    }
+}
+
+/// What a fuzzer feeds with the bytes of an answer.
+#[doc(hidden)]
+pub fn decode_for_fuzzing(answer: &[u8]) {
+    let _ = xml::decode_response(answer).and_then(unwrap_status);
+    let _ = json::decode_reply(answer, 1);
+    if let Ok(text) = std::str::from_utf8(answer) {
+        let _ = xml::decode_fragment(text);
+    }
+}
+
+#[cfg(test)]
+#[path = "rpc_transcripts.rs"]
+mod transcripts;

@@ -1,116 +1,65 @@
-//! x
+//! The session: one login that many handles share, renewed when it ends, logged out on every path.
+
+mod calls;
+mod directory;
+mod login;
+mod options;
+
+pub use options::{ConnectOptions, Limits, Member, Timeouts};
+
 use crate::error::XenApiError;
+use crate::host;
+use crate::http_client::HttpClient;
 use crate::model::Repeat;
-use crate::rpc::Protocol;
-use crate::secret::Secret;
-use crate::trust::{PinnedHosts, Sha256Fingerprint, Trust};
-use crate::value::{FromValue, Value};
-use crate::{host, task};
-use std::sync::Arc;
+use crate::rpc::{Document, Encoding};
+use crate::trust::PinnedHosts;
+use crate::value::{FromValue, ToValue, Value};
+use directory::Directory;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
-/// Time limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// Opening a TCP connection.
-    pub connect: Duration,
-    /// The TLS handshake.
-    pub tls: Duration,
-    /// The answer to a login, a logout or a read.
-    pub read_call: Duration,
-    /// The answer to a call that does work.
-    pub work_call: Duration,
-    /// A transfer during which not one byte moves.
-    pub stall: Duration,
-}
+/// How long [`Session::logout`] waits for what was cancelled to be cleaned up.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            tls: Duration::from_secs(15),
-            read_call: Duration::from_secs(60),
-            work_call: Duration::from_secs(600),
-            stall: Duration::from_secs(120),
-        }
-    }
-}
-
-/// Limits of amounts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Calls at the same time; waiting for events is not counted.
-    pub calls: usize,
-    /// Bytes of one response.
-    pub response_bytes: usize,
-    /// Attempts of a call that the pool refuses because it is busy.
-    pub busy_attempts: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { calls: 16, response_bytes: 256 << 20, busy_attempts: 6 }
-    }
-}
-
-/// How to reach a pool.
-#[derive(Clone, Debug)]
-pub struct ConnectOptions {
-    /// `https://HOST[:PORT]`; `http://` only with [`Trust::PlainHttp`].
-    pub url: String,
-    /// User name.
-    pub user: String,
-    /// Password.
-    pub password: Secret,
-    /// Whom to believe.
-    pub trust: Trust,
-    /// Encoding of calls.
-    pub protocol: Protocol,
-    /// Who we are; the server limits sessions by it.
-    pub originator: String,
-    /// Time limits.
-    pub timeouts: Timeouts,
-    /// Limits of amounts.
-    pub limits: Limits,
-}
-
-impl ConnectOptions {
-    /// Options with everything else at its default.
-    pub fn new(url: &str, user: &str, password: impl Into<Secret>, trust: Trust) -> Self {
-        Self {
-            url: url.to_owned(),
-            user: user.to_owned(),
-            password: password.into(),
-            trust,
-            protocol: Protocol::default(),
-            originator: "xenvault".to_owned(),
-            timeouts: Timeouts::default(),
-            limits: Limits::default(),
-        }
-    }
-}
-
-/// A host of the pool, as it was learned at login.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Its object.
-    pub host: host::Ref,
-    /// Its uuid.
-    pub uuid: String,
-    /// Its name.
-    pub name: String,
-    /// Its address.
-    pub address: String,
-    /// Its certificate, where the trust needs one and it could be learned.
-    pub fingerprint: Option<Sha256Fingerprint>,
-}
+/// How often an otherwise idle session is used, so that the pool does not end it.
+const KEEP_ALIVE: Duration = Duration::from_secs(300);
 
 /// A session at a pool; cloning gives another handle of the same session.
 ///
 /// It ends with [`Session::logout`], or in the background when the last handle is dropped.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Session {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: ConnectOptions,
+    directory: Arc<Directory>,
+    state: Mutex<State>,
+    /// Held during a login, so that many calls that find the session ended log in once.
+    renewing: tokio::sync::Mutex<()>,
+    permits: Semaphore,
+    background: TaskTracker,
+    runtime: tokio::runtime::Handle,
+    keep_alive: Mutex<Option<tokio::task::AbortHandle>>,
+}
+
+/// What changes with a login.
+#[derive(Clone)]
+struct State {
+    client: Arc<HttpClient>,
+    encoding: Encoding,
+    reference: crate::session::Ref,
+    generation: u64,
+    ended: bool,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("coordinator", &self.coordinator()).finish_non_exhaustive()
+    }
 }
 
 impl Session {
@@ -119,8 +68,38 @@ impl Session {
     /// # Errors
     /// [`XenApiError::LoginRefused`], [`XenApiError::Certificate`], [`XenApiError::HostIsSlave`],
     /// [`XenApiError::WrongPool`], [`XenApiError::Connection`], [`XenApiError::Timeout`].
-    pub async fn login(_options: ConnectOptions) -> Result<Self, XenApiError> {
-        todo!()
+    pub async fn login(options: ConnectOptions) -> Result<Self, XenApiError> {
+        // In a task of its own: a login whose answer nobody waits for any more still ends with a logout.
+        let opening = tokio::spawn(async move {
+            let directory = Arc::new(Directory::new(&options)?);
+            let opened = login::open(&options, &directory).await?;
+            let session = Self::assemble(options, directory, opened);
+            session.keep_alive();
+            Ok(session)
+        });
+        opening.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: "login".to_owned() }))
+    }
+
+    fn assemble(options: ConnectOptions, directory: Arc<Directory>, opened: login::Opened) -> Self {
+        let permits = Semaphore::new(options.limits.calls.max(1));
+        let state = State {
+            client: opened.client,
+            encoding: opened.encoding,
+            reference: opened.reference,
+            generation: 1,
+            ended: false,
+        };
+        let inner = Inner {
+            options,
+            directory,
+            state: Mutex::new(state),
+            renewing: tokio::sync::Mutex::new(()),
+            permits,
+            background: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
+            keep_alive: Mutex::new(None),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Ends the session for all its handles, after what was cancelled has been cleaned up.
@@ -128,46 +107,57 @@ impl Session {
     /// # Errors
     /// Those of the call; the session is not used any more in any case.
     pub async fn logout(&self) -> Result<(), XenApiError> {
-        todo!()
+        self.inner.background.close();
+        let _ = tokio::time::timeout(CLEANUP_LIMIT, self.inner.background.wait()).await;
+        let state = {
+            let mut state = self.inner.lock();
+            if state.ended {
+                return Ok(());
+            }
+            state.ended = true;
+            state.clone()
+        };
+        self.inner.stop_keep_alive();
+        // In a task of its own, so that dropping this future does not leave the session open.
+        let limits = self.inner.options.limits.clone();
+        let leaving = self.inner.runtime.spawn(async move { login::leave(&state, &limits).await });
+        leaving.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: "session.logout".to_owned() }))
     }
 
     /// Counts logins: changes when the session had ended and was renewed, so that references can be looked up again.
     pub fn generation(&self) -> u64 {
-        todo!()
+        self.inner.lock().generation
     }
 
     /// The pool's uuid.
     pub fn pool_uuid(&self) -> String {
-        todo!()
+        self.inner.directory.pool_uuid().unwrap_or_default()
     }
 
-    /// The host (without port) that calls go to: the coordinator.
+    /// The host that calls go to: the coordinator, with its port where that is not the usual one.
     pub fn coordinator(&self) -> String {
-        todo!()
+        self.inner.lock().client.endpoint.display_host()
     }
 
-    /// The pool's hosts, as they were learned at login.
+    /// The pool's hosts, as they were learned at the last login.
     pub fn members(&self) -> Vec<Member> {
-        todo!()
+        self.inner.directory.members()
     }
 
-    /// Every certificate that is confirmed or was learned, to be kept for the next login ([`Trust::Pins`]).
+    /// Every certificate that is confirmed or was learned, to be kept for the next login
+    /// ([`crate::Trust::Pins`]).
     pub fn pinned_hosts(&self) -> PinnedHosts {
-        todo!()
+        self.inner.directory.pins()
     }
 
     /// The session's own reference, a secret.
     pub fn reference(&self) -> crate::session::Ref {
-        todo!()
+        self.inner.lock().reference.clone()
     }
 
-    /// Any message by name; the session's reference is put in front of `arguments`.
-    ///
-    /// # Errors
-    /// Those of the call, see [`XenApiError`].
-    pub async fn call(&self, _method: &str, _repeat: Repeat, _arguments: Vec<Value>) -> Result<Value, XenApiError> {
-        let _ = &self.inner;
-        todo!()
+    /// The options that it was opened with.
+    pub fn options(&self) -> &ConnectOptions {
+        &self.inner.options
     }
 
     pub(crate) async fn invoke<T: FromValue>(
@@ -180,7 +170,100 @@ impl Session {
         T::from_value(value).map_err(|source| XenApiError::decode(method, source))
     }
 
-    pub(crate) async fn start(&self, _method: &str, _arguments: Vec<Value>) -> Result<task::Ref, XenApiError> {
-        todo!()
+    /// Calls an `Async.` form. If nobody waits for the task's reference any more, the task is cancelled and destroyed.
+    pub(crate) async fn start(&self, method: &str, arguments: Vec<Value>) -> Result<crate::task::Ref, XenApiError> {
+        let (found, waiting) = tokio::sync::oneshot::channel();
+        let (session, name) = (self.clone(), method.to_owned());
+        self.background(async move {
+            let result = session.invoke(&name, Repeat::Never, arguments).await;
+            if let Err(Ok(task)) = found.send(result) {
+                crate::tasks::abandon(&session, task).await;
+            }
+        });
+        waiting.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: method.to_owned() }))
+    }
+
+    /// Runs work that outlives the caller; [`Session::logout`] waits for it.
+    pub(crate) fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.inner.background.spawn_on(work, &self.inner.runtime);
+    }
+
+    /// The host that does transfers for `host`, known from the pool itself.
+    pub(crate) async fn client_of(&self, host: &host::Ref) -> Result<HttpClient, XenApiError> {
+        let address = match self.inner.directory.address_of(host) {
+            Some(address) => address,
+            None => {
+                self.refresh_members().await?;
+                let unknown = || XenApiError::UnknownHost { host: host.as_str().to_owned() };
+                self.inner.directory.address_of(host).ok_or_else(unknown)?
+            }
+        };
+        self.client_at(&address)
+    }
+
+    /// As [`Session::client_of`] by address, which must be that of a member.
+    pub(crate) fn client_at(&self, address: &str) -> Result<HttpClient, XenApiError> {
+        if !self.inner.directory.is_member(address) {
+            return Err(XenApiError::UnknownHost { host: address.to_owned() });
+        }
+        let endpoint = self.inner.lock().client.endpoint.at(address);
+        let tls = self.inner.directory.tls_for(&endpoint)?;
+        Ok(HttpClient::new(endpoint, tls, self.inner.options.timeouts.clone()))
+    }
+
+    async fn refresh_members(&self) -> Result<(), XenApiError> {
+        let state = self.inner.lock().clone();
+        login::learn(&state, &self.inner.options, &self.inner.directory).await
+    }
+
+    /// Uses the session now and then, for as long as a handle exists.
+    fn keep_alive(&self) {
+        let weak = Arc::downgrade(&self.inner);
+        let task = self.inner.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(KEEP_ALIVE).await;
+                let Some(inner) = weak.upgrade() else { return };
+                let session = Self { inner };
+                if let Err(error) = session.call("pool.get_all", Repeat::Harmless, Vec::new()).await {
+                    tracing::debug!(%error, "keeping the session alive failed");
+                }
+            }
+        });
+        *self.inner.keep_alive.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop_keep_alive(&self) {
+        if let Some(task) = self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop_keep_alive();
+        let state = self.lock().clone();
+        if !state.ended {
+            let limits = self.options.limits.clone();
+            self.runtime.spawn(async move {
+                if let Err(error) = login::leave(&state, &limits).await {
+                    tracing::debug!(%error, "logging out in the background failed");
+                }
+            });
+        }
+    }
+}
+
+impl State {
+    /// A call in this session, as a document.
+    fn document(&self, method: &str, arguments: &[Value]) -> Result<Document, XenApiError> {
+        let own = std::iter::once(self.reference.to_value());
+        Document::new(self.encoding, method, own.chain(arguments.iter().cloned()).collect())
     }
 }

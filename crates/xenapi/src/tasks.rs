@@ -1,10 +1,19 @@
-//! x
-use crate::error::XenApiError;
+//! Tasks: awaiting one by events with polling as a fallback, cancelling it, destroying it.
+
+use crate::error::{ApiFailure, XenApiError};
+use crate::event;
+use crate::generated::ErrorCode;
 use crate::session_handle::Session;
 use crate::task;
-use crate::value::FromValue;
-use std::time::Duration;
+use crate::value::{FromValue, xml};
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+/// How long one call waits for events. An event that is lost costs at most this.
+const EVENT_WAIT: Duration = Duration::from_secs(20);
+
+/// How long a cancelled task may take to end before it is destroyed as it is.
+const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// How to wait for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,17 +50,216 @@ impl<T: FromValue + Send> FromTaskResult for T {}
 
 /// Waits for the end of a task, gives its result and destroys it.
 ///
-/// When `cancel` fires, the deadline passes or the future is dropped, the task is cancelled and, when it has ended,
-/// destroyed (in the background in the last case; [`Session::logout`] waits for that).
+/// When `cancel` fires, the deadline passes or the future is dropped (even before it was polled), the task is
+/// cancelled and, when it has ended, destroyed (in the background in the last case; [`Session::logout`] waits for
+/// that). A task that ended well while it was being cancelled counts as done.
 ///
 /// # Errors
 /// [`XenApiError::Api`] with the task's own failure, [`XenApiError::TaskVanished`], [`XenApiError::TaskStalled`],
 /// [`XenApiError::Cancelled`], and those of calls.
-pub async fn wait<T: FromTaskResult>(
-    _session: &Session,
-    _task: task::Ref,
-    _options: WaitOptions,
-    _cancel: &CancellationToken,
-) -> Result<T, XenApiError> {
-    todo!()
+pub fn wait<'a, T: FromTaskResult>(
+    session: &Session,
+    task: task::Ref,
+    options: WaitOptions,
+    cancel: &'a CancellationToken,
+) -> impl Future<Output = Result<T, XenApiError>> + Send + 'a
+where
+    T: 'a,
+{
+    let guard = TaskGuard::new(session, task);
+    async move { guard.result(&options, cancel).await }
+}
+
+/// A task that is cancelled and destroyed unless its end was seen.
+#[derive(Debug)]
+pub(crate) struct TaskGuard {
+    session: Session,
+    task: Option<task::Ref>,
+}
+
+impl TaskGuard {
+    pub(crate) fn new(session: &Session, task: task::Ref) -> Self {
+        Self { session: session.clone(), task: Some(task) }
+    }
+
+    /// The guard itself, leaving one that guards nothing.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { session: self.session.clone(), task: self.task.take() }
+    }
+
+    /// The task's reference.
+    pub(crate) fn reference(&self) -> task::Ref {
+        self.task.clone().unwrap_or_default()
+    }
+
+    /// Waits for the end and reads the result.
+    pub(crate) async fn result<T: FromTaskResult>(
+        self,
+        options: &WaitOptions,
+        cancel: &CancellationToken,
+    ) -> Result<T, XenApiError> {
+        let text = self.ended(options, cancel).await?;
+        let failed = |source| XenApiError::Response { operation: options.operation.clone(), source };
+        let value = xml::decode_fragment(&text).map_err(failed)?;
+        T::from_value(value).map_err(|source| XenApiError::decode(&options.operation, source))
+    }
+
+    /// Waits for the end; the result is the fragment as the pool wrote it.
+    pub(crate) async fn ended(
+        mut self,
+        options: &WaitOptions,
+        cancel: &CancellationToken,
+    ) -> Result<String, XenApiError> {
+        let task = self.reference();
+        let operation = || options.operation.clone();
+        let watching = watch(&self.session, &task, options);
+        let end = tokio::select! {
+            end = watching => end,
+            () = cancel.cancelled() => Err(XenApiError::Cancelled { operation: operation() }),
+        };
+        let end = match end {
+            Ok(record) => Ok(record),
+            Err(error @ (XenApiError::Cancelled { .. } | XenApiError::TaskStalled { .. })) => {
+                let last = cancel_and_wait(&self.session, &task).await;
+                match last {
+                    Some(record) if record.status == task::StatusType::Success => Ok(record),
+                    _ => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        match end {
+            Ok(record) => {
+                self.task = None;
+                destroy(&self.session, &task).await;
+                outcome(record, operation())
+            }
+            Err(error @ XenApiError::TaskVanished { .. }) => {
+                self.task = None;
+                Err(error)
+            }
+            // The guard cancels and destroys it in the background, as far as that is still needed.
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for the end of a task that was left alone on purpose; how it ends does not matter.
+    pub(crate) async fn expect_failure(mut self) {
+        let task = self.reference();
+        let options = WaitOptions { progress_deadline: END_LIMIT, ..WaitOptions::of("the end of a transfer") };
+        if watch(&self.session, &task, &options).await.is_ok() {
+            self.task = None;
+            destroy(&self.session, &task).await;
+        }
+    }
+}
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            let session = self.session.clone();
+            self.session.background(async move { abandon(&session, task).await });
+        }
+    }
+}
+
+/// Cancels a task, waits a little for its end and destroys it. Nothing is reported: this is the way out of something
+/// that was given up.
+pub(crate) async fn abandon(session: &Session, task: task::Ref) {
+    cancel_and_wait(session, &task).await;
+    destroy(session, &task).await;
+}
+
+/// The task's record at its end, if it came.
+async fn cancel_and_wait(session: &Session, task: &task::Ref) -> Option<task::Record> {
+    if let Err(error) = task::cancel(session, task).await {
+        tracing::debug!(%error, "a task could not be cancelled");
+    }
+    let options = WaitOptions { progress_deadline: END_LIMIT, ..WaitOptions::of("cancelling a task") };
+    tokio::time::timeout(END_LIMIT, watch(session, task, &options)).await.ok()?.ok()
+}
+
+async fn destroy(session: &Session, task: &task::Ref) {
+    match task::destroy(session, task).await {
+        Ok(()) => {}
+        Err(error) if error.code() == Some(&ErrorCode::HandleInvalid) => {}
+        Err(error) => tracing::debug!(%error, "a task could not be destroyed"),
+    }
+}
+
+fn is_over(record: &task::Record) -> bool {
+    use task::StatusType::{Cancelled, Failure, Success};
+    matches!(record.status, Success | Failure | Cancelled)
+}
+
+/// The result of a task that has ended.
+fn outcome(record: task::Record, operation: String) -> Result<String, XenApiError> {
+    match record.status {
+        task::StatusType::Success => Ok(record.result),
+        task::StatusType::Cancelled => {
+            let failure = ApiFailure { code: ErrorCode::TaskCancelled, params: Vec::new() };
+            Err(XenApiError::Api { operation, failure })
+        }
+        _ => Err(XenApiError::Api { operation, failure: ApiFailure::from_description(record.error_info) }),
+    }
+}
+
+/// Watches a task until it has ended.
+async fn watch(session: &Session, task: &task::Ref, options: &WaitOptions) -> Result<task::Record, XenApiError> {
+    let subscription = format!("task/{}", task.as_str());
+    let vanished = || XenApiError::TaskVanished { operation: options.operation.clone() };
+    let mut token = String::new();
+    let mut events_work = true;
+    let mut first = true;
+    let mut last: Option<task::Record> = None;
+    let mut changed = Instant::now();
+    loop {
+        let mut seen = Vec::new();
+        if std::mem::take(&mut first) {
+            // No events come for a task that is gone, so it is looked up before anything is waited for.
+        } else if events_work {
+            let left = options.progress_deadline.saturating_sub(changed.elapsed());
+            match event::from(session, &[&subscription], &token, EVENT_WAIT.min(left)).await {
+                Ok(batch) => {
+                    token = batch.token;
+                    for event in batch.events.iter().filter(|event| event.reference == task.as_str()) {
+                        if event.operation == event::Operation::Del {
+                            return Err(vanished());
+                        }
+                        seen.extend(event.record::<task::Record>()?);
+                    }
+                }
+                // A token of an earlier coordinator, or events that were lost: begin again with everything.
+                Err(error) if error.api().is_some() && !token.is_empty() => token.clear(),
+                Err(error @ XenApiError::Api { .. }) => {
+                    tracing::debug!(%error, "events do not work, the task is polled");
+                    events_work = false;
+                }
+                Err(error) => return Err(error),
+            }
+        } else {
+            tokio::time::sleep(options.poll).await;
+        }
+        if seen.is_empty() {
+            // Nothing came: it may be slow, or gone.
+            match task::get_record(session, task).await {
+                Ok(record) => seen.push(record),
+                Err(error) if error.code() == Some(&ErrorCode::HandleInvalid) => return Err(vanished()),
+                Err(error) => return Err(error),
+            }
+        }
+        for record in seen {
+            if is_over(&record) {
+                return Ok(record);
+            }
+            if last.as_ref() != Some(&record) {
+                changed = Instant::now();
+                last = Some(record);
+            }
+        }
+        let waited = changed.elapsed();
+        if waited >= options.progress_deadline {
+            return Err(XenApiError::TaskStalled { operation: options.operation.clone(), waited });
+        }
+    }
 }

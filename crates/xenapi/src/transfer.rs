@@ -1,151 +1,174 @@
-//! x
+//! Disks over HTTP: `/export_raw_vdi` and `/import_raw_vdi`.
+//!
+//! The host says `200` before it has touched the disk, and the end of a connection says nothing. Every transfer
+//! therefore has a task of its own, and counts as done only when the task has ended well and the lengths agree.
+
+mod export;
+mod import;
+
+pub use export::{ExportBody, ExportFormat, export_raw_vdi};
+pub use import::{ChunkedImport, RawImport, import_raw_vdi, import_raw_vdi_chunked};
+
 use crate::error::XenApiError;
+use crate::http_client::{Endpoint, HttpClient};
 use crate::session_handle::Session;
-use crate::{host, vdi};
-use bytes::Bytes;
+use crate::task;
+use crate::tasks::{TaskGuard, WaitOptions};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
-/// The form that a disk is exported in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExportFormat {
-    /// Every byte; the length is the disk's.
-    Raw {
-        /// The disk's virtual size: the transfer must have exactly this length.
-        virtual_size: u64,
-    },
-    /// A dynamic VHD stream; with a base, only what differs from it.
-    Vhd {
-        /// The older disk.
-        base: Option<vdi::Ref>,
-    },
+/// How often a transfer is sent on to another member.
+const REDIRECTS: usize = 3;
+
+/// How long the task may take to end once the host has ended the connection.
+const TASK_END_LIMIT: Duration = Duration::from_secs(120);
+
+/// What stays as it is in a query.
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b':');
+
+/// One request to a handler: its path, and its query without session and task.
+#[derive(Clone, Debug)]
+struct Handler {
+    path: &'static str,
+    query: Vec<(&'static str, String)>,
 }
 
-/// A disk that is being exported.
+impl Handler {
+    /// Path and query with everything. Holds the session's reference, so it is never logged.
+    fn target(&self, session: &Session, task: &task::Ref) -> String {
+        let reference = session.reference();
+        let own = [("session_id", reference.as_str()), ("task_id", task.as_str())];
+        let all = own.into_iter().chain(self.query.iter().map(|(name, value)| (*name, value.as_str())));
+        let mut target = self.path.to_owned();
+        for (at, (name, value)) in all.enumerate() {
+            target.push(if at == 0 { '?' } else { '&' });
+            target.push_str(name);
+            target.push('=');
+            target.extend(utf8_percent_encode(value, QUERY));
+        }
+        target
+    }
+}
+
+/// What a host answered to the head of a request.
+enum Reply<T> {
+    Accepted(T),
+    /// To be asked at this address instead.
+    Elsewhere(String),
+    Refused(u16),
+}
+
+/// Makes a transfer's own task and starts the transfer at `client`, or at the members that it is sent on to.
 ///
-/// Dropping it, or [`ExportBody::close`], ends the transfer early; its task then fails at the host, which is expected,
-/// and is destroyed.
-#[derive(Debug)]
-pub struct ExportBody {
-    session: Session,
-}
-
-impl ExportBody {
-    /// The next bytes, or `None` at the end. The end of the bytes is no success: ask [`ExportBody::finish`].
-    ///
-    /// # Errors
-    /// [`XenApiError::Connection`], [`XenApiError::Timeout`]. The real reason may be the task's: ask
-    /// [`ExportBody::finish`].
-    pub async fn next(&mut self) -> Result<Option<Bytes>, XenApiError> {
-        let _ = &self.session;
-        todo!()
-    }
-
-    /// Bytes that [`ExportBody::next`] gave so far.
-    pub fn received_bytes(&self) -> u64 {
-        todo!()
-    }
-
-    /// Waits for the task and checks the length; only then the bytes are good.
-    ///
-    /// # Errors
-    /// [`XenApiError::Api`] with the task's failure, [`XenApiError::Length`], [`XenApiError::TaskVanished`].
-    pub async fn finish(self) -> Result<(), XenApiError> {
-        todo!()
-    }
-
-    /// Ends the transfer early: closes the connection, waits until the task has ended and destroys it.
-    ///
-    /// # Errors
-    /// Those of calls; the task's failure is expected and none.
-    pub async fn close(self) -> Result<(), XenApiError> {
-        todo!()
+/// A session that ended is renewed once: nothing was transferred then.
+async fn start<T, F>(
+    session: &Session,
+    host: &crate::host::Ref,
+    handler: &Handler,
+    send: impl Fn(HttpClient, String) -> F,
+) -> Result<(T, TaskGuard), XenApiError>
+where
+    F: Future<Output = Result<Reply<T>, XenApiError>>,
+{
+    let operation = handler.path;
+    let mut renewed = false;
+    let mut redirects = 0;
+    let mut client = session.client_of(host).await?;
+    loop {
+        let generation = session.generation();
+        let guard = create_task(session, operation).await?;
+        let at = client.endpoint.clone();
+        match send(client, handler.target(session, &guard.reference())).await? {
+            Reply::Accepted(transfer) => return Ok((transfer, guard)),
+            Reply::Elsewhere(location) if redirects < REDIRECTS => {
+                redirects += 1;
+                client = session.client_at(&redirect_host(&at, &location)?)?;
+                tracing::debug!(host = client.endpoint.display_host(), "the transfer was sent on to another member");
+            }
+            Reply::Refused(401) if !renewed => {
+                renewed = true;
+                session.renew_since(generation, operation).await?;
+                client = session.client_at(&at.host)?;
+            }
+            Reply::Refused(401) => return Err(XenApiError::SessionInvalid { operation: operation.to_owned() }),
+            Reply::Elsewhere(_) => return Err(refusal(&at, operation, 302, guard).await),
+            Reply::Refused(status) => return Err(refusal(&at, operation, status, guard).await),
+        }
     }
 }
 
-/// Starts `/export_raw_vdi` at `host`, which must have the disk's SR attached.
-///
-/// # Errors
-/// [`XenApiError::Api`] (unknown disk), [`XenApiError::UnknownHost`] (sent elsewhere), [`XenApiError::Status`], and
-/// those of connections.
-pub async fn export_raw_vdi(
-    _session: &Session,
-    _host: &host::Ref,
-    _vdi: &vdi::Ref,
-    _format: ExportFormat,
-) -> Result<ExportBody, XenApiError> {
-    todo!()
+async fn create_task(session: &Session, operation: &str) -> Result<TaskGuard, XenApiError> {
+    let label = format!("xenvault {}", operation.trim_start_matches('/'));
+    // In the background, so that a task whose reference nobody waits for any more is destroyed.
+    let (found, waiting) = tokio::sync::oneshot::channel();
+    let own = session.clone();
+    session.background(async move {
+        let made = task::create(&own, &label, "").await.map(|task| TaskGuard::new(&own, task));
+        // An unwanted guard destroys its task when it is dropped.
+        let _ = found.send(made);
+    });
+    waiting.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: operation.to_owned() }))
 }
 
-/// A disk that is being written with xapi's chunk protocol: places may be left out, and keep their content.
-#[derive(Debug)]
-pub struct ChunkedImport {
-    session: Session,
-}
-
-impl ChunkedImport {
-    /// Writes `data` at `offset` (bytes). Returns when the network has taken it.
-    ///
-    /// # Errors
-    /// The task's failure where the host gave up, else [`XenApiError::Connection`] or [`XenApiError::Timeout`].
-    pub async fn write(&mut self, _offset: u64, _data: Bytes) -> Result<(), XenApiError> {
-        let _ = &self.session;
-        todo!()
-    }
-
-    /// Ends the stream and waits for the task: only its success says that the data is on the disk.
-    ///
-    /// # Errors
-    /// As [`ChunkedImport::write`], [`XenApiError::TaskVanished`].
-    pub async fn finish(self) -> Result<(), XenApiError> {
-        todo!()
+/// The host in a redirection. Everything else of it is known better here.
+fn redirect_host(from: &Endpoint, location: &str) -> Result<String, XenApiError> {
+    let authority = location.split(['?', '#']).next().unwrap_or_default();
+    let end = authority.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = authority.split_at_checked(end).unwrap_or(("", authority));
+    let authority = rest.split('/').next().unwrap_or_default();
+    let target = Endpoint::parse(&format!("{scheme}{authority}"));
+    match target {
+        Ok(target) if target.scheme == from.scheme => Ok(target.host),
+        // Not shown: it may repeat the session's reference.
+        _ => Err(XenApiError::UnknownHost { host: "the target of a redirection".to_owned() }),
     }
 }
 
-/// Starts writing to `vdi` over `host`, which must have the disk's SR attached.
-///
-/// # Errors
-/// As [`export_raw_vdi`].
-pub async fn import_raw_vdi_chunked(
-    _session: &Session,
-    _host: &host::Ref,
-    _vdi: &vdi::Ref,
-) -> Result<ChunkedImport, XenApiError> {
-    todo!()
+/// Why a host refused: the task knows more than the status.
+async fn refusal(at: &Endpoint, operation: &str, status: u16, guard: TaskGuard) -> XenApiError {
+    let status = XenApiError::Status { host: at.display_host(), operation: operation.to_owned(), status };
+    // A task that was never begun stays pending, so this wait is short.
+    reason(operation, guard, Duration::from_secs(2)).await.unwrap_or(status)
 }
 
-/// A disk that is being written from its start, without gaps.
-#[derive(Debug)]
-pub struct RawImport {
-    session: Session,
-}
-
-impl RawImport {
-    /// Writes the next bytes. Returns when the network has taken them.
-    ///
-    /// # Errors
-    /// As [`ChunkedImport::write`]; [`XenApiError::Length`] for more than was announced.
-    pub async fn write(&mut self, _data: Bytes) -> Result<(), XenApiError> {
-        let _ = &self.session;
-        todo!()
-    }
-
-    /// Waits for the task.
-    ///
-    /// # Errors
-    /// As [`RawImport::write`]; [`XenApiError::Length`] for less than was announced.
-    pub async fn finish(self) -> Result<(), XenApiError> {
-        todo!()
+/// The failure of a transfer's task, if it ends as one within `limit`.
+async fn reason(operation: &str, guard: TaskGuard, limit: Duration) -> Option<XenApiError> {
+    let options = WaitOptions::of(operation);
+    match tokio::time::timeout(limit, guard.ended(&options, &CancellationToken::new())).await {
+        Ok(Err(error @ XenApiError::Api { .. })) => Some(error),
+        _ => None,
     }
 }
 
-/// Starts writing exactly `length` bytes to `vdi`, which should be its size: the host does not compare them.
-///
-/// # Errors
-/// As [`export_raw_vdi`].
-pub async fn import_raw_vdi(
-    _session: &Session,
-    _host: &host::Ref,
-    _vdi: &vdi::Ref,
-    _length: u64,
-) -> Result<RawImport, XenApiError> {
-    todo!()
+/// Waits for the success of a transfer that the host has ended or will end by itself.
+async fn success(operation: &str, guard: TaskGuard) -> Result<(), XenApiError> {
+    let options = WaitOptions { progress_deadline: TASK_END_LIMIT, ..WaitOptions::of(operation) };
+    guard.ended(&options, &CancellationToken::new()).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn x02_only_the_host_of_a_redirection_counts() {
+        let from = Endpoint::parse("https://10.0.0.1").unwrap();
+        let host = |location: &str| redirect_host(&from, location).ok();
+        assert_eq!(host("https://10.0.0.2/export_raw_vdi?session_id=OpaqueRef:1").as_deref(), Some("10.0.0.2"));
+        assert_eq!(host("https://[2001:db8::2]/x").as_deref(), Some("2001:db8::2"));
+        assert_eq!(host("http://10.0.0.2/x"), None);
+        assert_eq!(host("/export_raw_vdi"), None);
+        let refused = redirect_host(&from, "ftp://x?session_id=OpaqueRef:secret").unwrap_err();
+        assert!(!format!("{refused:?}").contains("secret"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_redirection_panics(location in "(https?://)?\\PC{0,40}") {
+            let from = Endpoint::parse("https://10.0.0.1").unwrap();
+            let _ = redirect_host(&from, &location);
+        }
+    }
 }
