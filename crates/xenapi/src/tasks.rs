@@ -143,13 +143,21 @@ impl TaskGuard {
         }
     }
 
-    /// Waits for the end of a task that was left alone on purpose; how it ends does not matter.
-    pub(crate) async fn expect_failure(mut self) {
+    /// Waits for the end of a task that was left alone on purpose; how it ends does not matter, nor that it is gone.
+    pub(crate) async fn expect_failure(mut self) -> Result<(), XenApiError> {
         let task = self.reference();
         let options = WaitOptions { progress_deadline: END_LIMIT, ..WaitOptions::of("the end of a transfer") };
-        if watch(&self.session, &task, &options).await.is_ok() {
-            self.task = None;
-            destroy(&self.session, &task).await;
+        match watch(&self.session, &task, &options).await {
+            Ok(_) => {
+                self.task = None;
+                destroy(&self.session, &task).await;
+                Ok(())
+            }
+            Err(XenApiError::TaskVanished { .. }) => {
+                self.task = None;
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 }

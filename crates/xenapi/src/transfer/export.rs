@@ -166,9 +166,12 @@ impl ExportBody {
 
     /// Ends the transfer early: closes the connection, waits until the task has ended (so that the disk is free
     /// again) and destroys it. The task's failure is expected and not reported.
-    pub async fn close(mut self) {
+    ///
+    /// # Errors
+    /// Those of the calls that this takes; the task is cleaned up in the background then.
+    pub async fn close(mut self) -> Result<(), XenApiError> {
         self.body = None;
-        self.guard.expect_failure().await;
+        self.guard.expect_failure().await
     }
 }
 

@@ -184,18 +184,20 @@ fn foreign(value: Value) -> xmlrpc::Value {
     }
 }
 
+/// A response as a server would write it.
+#[cfg(test)]
+pub(crate) fn encode_response(value: Value) -> Vec<u8> {
+    let mut bytes = b"<?xml version=\"1.0\"?><methodResponse><params><param>".to_vec();
+    foreign(value).write_as_xml(&mut bytes).unwrap();
+    bytes.extend_from_slice(b"</param></params></methodResponse>");
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
-
-    fn document(value: Value) -> Vec<u8> {
-        let mut bytes = b"<?xml version=\"1.0\"?><methodResponse><params><param>".to_vec();
-        foreign(value).write_as_xml(&mut bytes).unwrap();
-        bytes.extend_from_slice(b"</param></params></methodResponse>");
-        bytes
-    }
 
     #[test]
     fn texts_that_the_crate_would_lose_are_kept() {
@@ -239,13 +241,13 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(value in any_value()) {
-            prop_assert_eq!(decode_response(&document(value.clone())).unwrap(), value);
+            prop_assert_eq!(decode_response(&encode_response(value.clone())).unwrap(), value);
         }
 
         #[test]
         fn integers_are_read_back_as_integers(number in any::<i64>()) {
             use crate::value::FromValue;
-            let value = decode_response(&document(Value::Int(number))).unwrap();
+            let value = decode_response(&encode_response(Value::Int(number))).unwrap();
             prop_assert_eq!(i64::from_value(value).unwrap(), number);
         }
 
