@@ -28,6 +28,8 @@ pub use points::{DamagedPoint, Point, PointFilter, PointListing, PointSummary};
 pub use reader::{DiskReader, ReadOptions};
 pub use repository::{InitOptions, Repository};
 pub use writer::{DiskOptions, DiskResult, DiskStats, DiskWriter, Writer, WriterOptions};
+// Part of our signatures, so that an embedding program needs no further crate.
+pub use xenvault_block::ByteRange;
 pub use xenvault_store_format::{
     BlobRef, ChunkId, DiskMapRef, Level, PackId, ParseIdError, PointDisk, PointId, PointManifest, RepositoryId, Secret,
 };

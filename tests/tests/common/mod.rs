@@ -65,9 +65,18 @@ impl Bench {
     /// The options that name this pool, as an operator who confirmed the fingerprint gives them.
     pub fn pool_arguments(&self) -> Vec<String> {
         let state = text(&self.path(&self.installation));
-        ["--pool", &self.pool.url(), "--fingerprint", &self.pool.fingerprint(), "--user", self.pool.user(), "--state", &state]
-            .map(str::to_owned)
-            .to_vec()
+        [
+            "--pool",
+            &self.pool.url(),
+            "--fingerprint",
+            &self.pool.fingerprint(),
+            "--user",
+            self.pool.user(),
+            "--state",
+            &state,
+        ]
+        .map(str::to_owned)
+        .to_vec()
     }
 
     /// A program with the secrets in its environment.

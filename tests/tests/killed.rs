@@ -1,0 +1,110 @@
+//! A datamover that is killed or stopped at any moment: no published point is hurt, the next run succeeds, and nothing
+//! is left in the pool but what the next backup counts from.
+
+mod common;
+
+use common::{Bench, assert_fails, disk, one_vm};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+use xenvault_sim::{Fault, FaultEffect, SimOptions, VmSpec};
+use xenvault_tests::programs::Finished;
+
+/// How many moments of a backup are tried.
+const MOMENTS: u32 = 20;
+
+const DISK_BYTES: u64 = 96 << 20;
+
+fn start(bench: &Bench) -> Child {
+    let mut program = bench.program("xenvault-datamover");
+    program.args(["--json", "backup"]).args(bench.backup_arguments("web"));
+    program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn killed_at_twenty_moments_then_run_again() {
+    let options = SimOptions {
+        vms: vec![VmSpec::new("web").disk(disk(DISK_BYTES, 24 << 20))],
+        attach_delay: Duration::from_millis(100),
+        detach_delay: Duration::from_millis(50),
+        ..SimOptions::default()
+    };
+    let bench = Bench::start(options);
+    let started = Instant::now();
+    bench.backup("web");
+    let whole = started.elapsed();
+    let mut states = vec![bench.guest_disk("web", "0", DISK_BYTES)];
+
+    for moment in 0..MOMENTS {
+        // Something changes between any two runs: 3 MiB of it, so that the middle of a run is in the data.
+        let data: Vec<u8> =
+            (0..3_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8 ^ moment as u8).collect();
+        bench.pool.guest_write("web", "0", u64::from(moment) << 22, &data).unwrap();
+        let points = bench.points().len();
+
+        let mut child = start(&bench);
+        let deadline = Instant::now() + whole * moment / MOMENTS;
+        while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        // SIGKILL.
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let listed = bench.points();
+        assert!(listed.len() == points || listed.len() == points + 1, "a run writes one point at most");
+        if listed.len() > points {
+            states.push(bench.guest_disk("web", "0", DISK_BYTES));
+        }
+
+        bench.backup("web");
+        states.push(bench.guest_disk("web", "0", DISK_BYTES));
+        // The killed process could not log out; the pool ends its session by itself.
+        let left: Vec<String> = bench.left_over().into_iter().filter(|object| !object.starts_with("session")).collect();
+        assert_eq!(left, Vec::<String>::new(), "after moment {moment}");
+        assert_eq!(bench.bases(), 1, "after moment {moment}");
+    }
+
+    let points = bench.points();
+    assert_eq!(points.len(), states.len());
+    for (point, state) in points.iter().zip(&states) {
+        let id = point["point"].as_str().unwrap();
+        assert!(bench.restored_disk(id, "0") == *state, "point {id} is not the disk at its moment");
+    }
+}
+
+/// Sends a signal by its name.
+fn signal(child: &Child, name: &str) {
+    let kill = std::process::Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+}
+
+fn stopped_by(name: &str) -> (Bench, Finished) {
+    let bench = Bench::start(one_vm());
+    bench.pool.fault(Fault::always("nbd/read", FaultEffect::Delay(Duration::from_millis(200))));
+    let child = start(&bench);
+    while bench.pool.counters().nbd.values().all(|disk| disk.opens == 0) {
+        std::thread::yield_now();
+    }
+    signal(&child, name);
+    let finished = Finished::from(child.wait_with_output().unwrap());
+    bench.pool.clear_faults();
+    (bench, finished)
+}
+
+#[test]
+fn ctrl_c_cleans_up() {
+    let (bench, finished) = stopped_by("-INT");
+    assert_fails(&finished, 130, &["stopped by a signal"]);
+    bench.assert_pool_is_clean();
+    assert_eq!(bench.points().len(), 0);
+    bench.backup("web");
+    bench.assert_repository_intact();
+}
+
+#[test]
+fn sigterm_cleans_up() {
+    let (bench, finished) = stopped_by("-TERM");
+    assert_fails(&finished, 143, &["stopped by a signal"]);
+    bench.assert_pool_is_clean();
+    assert_eq!(bench.points().len(), 0);
+}
