@@ -1,5 +1,15 @@
 //! What an operator or a pool can get wrong, seen from the command line: the message says what to do, the exit code
 //! tells scripts, nothing is left in the pool, the repository is intact.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test ends with a panic, and its helpers too"
+)]
 
 mod common;
 

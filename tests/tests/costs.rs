@@ -1,4 +1,14 @@
 //! What a backup costs: bytes that the pool sent (counted by the simulator, not by us), bytes stored, time, memory.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test ends with a panic, and its helpers too"
+)]
 
 mod common;
 

@@ -1,5 +1,15 @@
 //! A datamover that is killed or stopped at any moment: no published point is hurt, the next run succeeds, and nothing
 //! is left in the pool but what the next backup counts from.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test ends with a panic, and its helpers too"
+)]
 
 mod common;
 
