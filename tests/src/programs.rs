@@ -15,19 +15,24 @@ const THEIR_VARIABLES: [&str; 4] = ["XENVAULT_PASSWORD", "XENVAULT_PASSPHRASE", 
 /// The programs that are tested.
 const PROGRAMS: [&str; 3] = ["xenvault-datamover", "xenvault-restore", "xenvault-sim"];
 
+static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+
+/// Takes the programs from this folder, before anything asks for one.
+pub fn use_folder(folder: PathBuf) {
+    // Only the first one counts.
+    let _ = FOLDER.set(Ok(folder));
+}
+
 /// The folder with the built programs. They are built first where nobody says that they are.
 ///
 /// # Errors
 /// If the build fails.
 pub fn folder() -> Outcome<PathBuf> {
-    static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    FOLDER
-        .get_or_init(|| match std::env::var_os(FOLDER_VARIABLE) {
-            Some(folder) => Ok(PathBuf::from(folder)),
-            None => build().map_err(|error| error.to_string()),
-        })
-        .clone()
-        .map_err(Into::into)
+    let find = || match std::env::var_os(FOLDER_VARIABLE) {
+        Some(folder) => Ok(PathBuf::from(folder)),
+        None => build().map_err(|error| error.to_string()),
+    };
+    FOLDER.get_or_init(find).clone().map_err(Into::into)
 }
 
 fn build() -> Outcome<PathBuf> {

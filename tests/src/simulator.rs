@@ -4,11 +4,16 @@ use crate::{Outcome, programs};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::time::Duration;
 
 /// No answer takes longer on any machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Disks are copied in pieces of this size.
+const PIECE_BYTES: u64 = 4 << 20;
 
 /// A running `xenvault-sim serve`; dropping it ends it.
 #[derive(Debug)]
@@ -93,6 +98,46 @@ impl Simulator {
     /// As [`Simulator::control`].
     pub fn get_json(&self, path: &str) -> Outcome<Value> {
         Ok(serde_json::from_slice(&self.control("GET", path, &[])?)?)
+    }
+
+    /// Writes to a VM's disk as its guest would.
+    ///
+    /// # Errors
+    /// As [`Simulator::control`].
+    pub fn guest_write(&self, vm: &str, device: &str, offset: u64, data: &[u8]) -> Outcome {
+        self.control("PUT", &format!("/guest/{vm}/{device}?offset={offset}"), data).map(|_| ())
+    }
+
+    /// Copies a VM's disk into a file, zeros as holes.
+    ///
+    /// # Errors
+    /// As [`Simulator::control`], and if the file can not be written.
+    pub fn save_guest_disk(&self, vm: &str, device: &str, size: u64, to: &Path) -> Outcome {
+        let file = std::fs::File::create(to)?;
+        file.set_len(size)?;
+        let mut offset = 0;
+        while offset < size {
+            let length = PIECE_BYTES.min(size - offset);
+            let path = format!("/guest/{vm}/{device}?offset={offset}&length={length}");
+            let piece = self.control("GET", &path, &[])?;
+            if piece.len() as u64 != length {
+                return Err(format!("{} bytes instead of {length} from {path}", piece.len()).into());
+            }
+            if piece.iter().any(|byte| *byte != 0) {
+                file.write_all_at(&piece, offset)?;
+            }
+            offset += length;
+        }
+        Ok(())
+    }
+
+    /// What stands in the pool that did not at its start: class, reference and record.
+    ///
+    /// # Errors
+    /// As [`Simulator::control`].
+    pub fn new_objects(&self) -> Outcome<Vec<(String, String, Value)>> {
+        let list = self.get_json("/new-objects")?;
+        Ok(serde_json::from_value(list)?)
     }
 }
 

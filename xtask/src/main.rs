@@ -6,6 +6,8 @@
 
 mod check;
 mod codegen;
+mod demo;
+mod measure;
 mod run;
 mod test;
 
@@ -29,6 +31,13 @@ enum Command {
         #[arg(long)]
         long: bool,
     },
+    /// Backs up three VMs of a simulated pool, changes files in them, backs up again, restores one and compares
+    Demo,
+    /// Measures a figure that the README states, at full size
+    Measure {
+        /// Which one
+        figure: measure::Figure,
+    },
     /// Makes the XenAPI records and wrappers from the committed list of facts
     Codegen {
         /// Write nothing, fail if what is committed is not what would be written
@@ -41,6 +50,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Check => check::run(),
         Command::Test { long } => test::run(long),
+        Command::Demo => demo::run(),
+        Command::Measure { figure } => measure::run(figure),
         Command::Codegen { check } => codegen::run(check),
     };
     match outcome {

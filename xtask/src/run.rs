@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What a command of xtask returns: nothing, or a text for the terminal.
-pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// The folder of the workspace, wherever the command was called from.
 pub fn workspace() -> PathBuf {

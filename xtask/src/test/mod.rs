@@ -1,7 +1,8 @@
 //! `cargo xtask test`: the tools, then every test of the workspace, the documentation's examples, the embedding package.
 
-mod tools;
+pub mod tools;
 
+use crate::measure::{self, Figure};
 use crate::run::{Outcome, cargo, output, show, target_folder, workspace};
 use std::time::Instant;
 
@@ -9,10 +10,10 @@ use std::time::Instant;
 const PROGRAMS: [&str; 3] = ["xenvault-datamover", "xenvault-restore", "xenvault-sim"];
 
 /// Told to the tests: where the programs lie.
-const PROGRAMS_VARIABLE: &str = "XENVAULT_PROGRAMS";
+pub const PROGRAMS_VARIABLE: &str = "XENVAULT_PROGRAMS";
 
 /// Told to the tests: also what takes minutes or gigabytes.
-const LONG_VARIABLE: &str = "XENVAULT_LONG";
+pub const LONG_VARIABLE: &str = "XENVAULT_LONG";
 
 /// Runs all tests; with `long` also those that take minutes, in an optimised build.
 ///
@@ -47,9 +48,13 @@ pub fn run(long: bool) -> Outcome {
             .env(PROGRAMS_VARIABLE, &programs),
     );
 
+    let mut results = vec![("workspace", workspace_tests), ("documentation", examples), ("tests/embed", embed)];
+    if long {
+        results.push(("NBD next to nbdcopy", measure::run(Figure::Nbd)));
+    }
     println!("== test");
     let mut failed = Vec::new();
-    for (name, result) in [("workspace", workspace_tests), ("documentation", examples), ("tests/embed", embed)] {
+    for (name, result) in results {
         match result {
             Ok(()) => println!("   ok  {name}"),
             Err(error) => {
