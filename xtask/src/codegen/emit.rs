@@ -76,7 +76,9 @@ fn record(code: &mut String, facts: &Facts, name: &str, class: &ClassFacts) -> R
         let kind = Type::parse(&shape.kind)?.owned(facts, name);
         let _ = writeln!(code, "    pub {}: {kind},", names::snake(field));
     }
-    code.push_str("    /// Fields of newer servers that are not known here.\n    pub extra: BTreeMap<String, Value>,\n}\n\n");
+    code.push_str(
+        "    /// Fields of newer servers that are not known here.\n    pub extra: BTreeMap<String, Value>,\n}\n\n",
+    );
     let _ = writeln!(
         code,
         "impl Class for Record {{\n    const NAME: &'static str = \"{name}\";\n}}\n\n\
@@ -87,7 +89,9 @@ fn record(code: &mut String, facts: &Facts, name: &str, class: &ClassFacts) -> R
         let _ = writeln!(code, "            {}: fields.take(\"{field}\")?,", names::snake(field));
     }
     code.push_str("            extra: fields.rest(),\n        })\n    }\n}\n\n");
-    code.push_str("impl ToValue for Record {\n    fn to_value(&self) -> Value {\n        let mut map = self.extra.clone();\n");
+    code.push_str(
+        "impl ToValue for Record {\n    fn to_value(&self) -> Value {\n        let mut map = self.extra.clone();\n",
+    );
     for field in class.fields.keys() {
         let _ = writeln!(code, "        map.insert(\"{field}\".into(), self.{}.to_value());", names::snake(field));
     }
@@ -136,20 +140,11 @@ fn create(code: &mut String, name: &str, class: &ClassFacts) -> Result<(), Codeg
             let _ = writeln!(code, "    map.insert(\"{field}\".to_owned(), record.{rust}.to_value());");
         }
     }
-    let _ = writeln!(
-        code,
-        "    session.invoke(\"{name}.create\", Repeat::Never, vec![Value::Map(map)]).await\n}}\n"
-    );
+    let _ = writeln!(code, "    session.invoke(\"{name}.create\", Repeat::Never, vec![Value::Map(map)]).await\n}}\n");
     Ok(())
 }
 
-fn function(
-    code: &mut String,
-    facts: &Facts,
-    class: &str,
-    message: &str,
-    shape: &Message,
-) -> Result<(), CodegenError> {
+fn function(code: &mut String, facts: &Facts, class: &str, message: &str, shape: &Message) -> Result<(), CodegenError> {
     let mut signature = String::from("session: &Session");
     let mut values = Vec::new();
     for param in &shape.params {

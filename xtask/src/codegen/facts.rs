@@ -101,8 +101,7 @@ fn text(value: &Value) -> String {
 fn trim_class(class: &Class, found: &Value, codes: &mut BTreeSet<String>) -> Result<ClassFacts, CodegenError> {
     let mut fields = BTreeMap::new();
     for (name, field) in found["fields"].as_object().into_iter().flatten() {
-        let field =
-            Field { kind: text(&field["type"]), access: text(&field["access"]), since: text(&field["since"]) };
+        let field = Field { kind: text(&field["type"]), access: text(&field["access"]), since: text(&field["since"]) };
         fields.insert(name.clone(), field);
     }
     let mut enums = BTreeMap::new();
@@ -139,12 +138,7 @@ fn trim_class(class: &Class, found: &Value, codes: &mut BTreeSet<String>) -> Res
     Ok(ClassFacts { fields, enums, messages, create: class.create })
 }
 
-fn find_message(
-    class: &str,
-    found: &Value,
-    name: &str,
-    codes: &mut BTreeSet<String>,
-) -> Result<Message, CodegenError> {
+fn find_message(class: &str, found: &Value, name: &str, codes: &mut BTreeSet<String>) -> Result<Message, CodegenError> {
     let explicit = &found["messages"][name];
     if explicit.is_object() {
         codes.extend(explicit["errors"].as_array().into_iter().flatten().map(text));
@@ -164,8 +158,7 @@ fn find_message(
     let implicit = found["implicit_messages"].as_array().into_iter().flatten().find(|message| message[0] == name);
     if let Some(implicit) = implicit {
         let params = implicit[1].as_array().into_iter().flatten();
-        let params =
-            params.map(|param| Parameter { name: text(&param[0]), kind: text(&param[1]), optional: false });
+        let params = params.map(|param| Parameter { name: text(&param[0]), kind: text(&param[1]), optional: false });
         return Ok(Message {
             params: params.collect(),
             result: text(&implicit[2]),

@@ -92,8 +92,8 @@ fn generate(root: &Path, check: bool) -> Result<(), CodegenError> {
     } else {
         read(&facts_path)?
     };
-    let facts: facts::Facts = serde_json::from_str(&facts_text)
-        .map_err(|source| CodegenError::Json { path: facts_path.clone(), source })?;
+    let facts: facts::Facts =
+        serde_json::from_str(&facts_text).map_err(|source| CodegenError::Json { path: facts_path.clone(), source })?;
     for (name, code) in emit::modules(&facts)? {
         wanted.insert(root.join("crates/xenapi/src/generated").join(name), format_code(root, &code)?);
     }

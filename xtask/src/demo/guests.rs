@@ -86,7 +86,7 @@ fn records(lines: usize, seed: usize) -> String {
 impl Guest {
     /// SHA-256 of the disk now.
     pub fn sha256(&self) -> Outcome<String> {
-        Ok(images::sha256(&mut std::fs::File::open(&self.image)?)?)
+        images::sha256(&mut std::fs::File::open(&self.image)?)
     }
 
     /// Writes a new file, replaces one, and deletes one inside the file system; what that changes on the disk is
@@ -97,7 +97,11 @@ impl Guest {
         let change = self.change.display();
         images::edit(
             &self.image,
-            &[format!("write {change} var/new-records"), "mkdir var/spool".to_owned(), format!("write {change} var/spool/more")],
+            &[
+                format!("write {change} var/new-records"),
+                "mkdir var/spool".to_owned(),
+                format!("write {change} var/spool/more"),
+            ],
         )?;
         images::edit(&self.image, &["rm var/spool/more".to_owned()])?;
         images::check(&self.image)?;

@@ -24,9 +24,21 @@ impl Installation {
         let path = |name: &str| folder.join(name).display().to_string();
         std::fs::write(folder.join("password"), pool.text("password")?)?;
         std::fs::write(folder.join("passphrase"), "the passphrase of the demo\n")?;
-        let repository = ["--repository".to_owned(), path("repository"), "--passphrase-file".to_owned(), path("passphrase")];
+        let repository =
+            ["--repository".to_owned(), path("repository"), "--passphrase-file".to_owned(), path("passphrase")];
         let (url, fingerprint, user) = (pool.text("url")?, pool.text("fingerprint")?, pool.text("user")?);
-        let pool = ["--pool", url, "--fingerprint", fingerprint, "--user", user, "--state", &path("state"), "--password-file", &path("password")];
+        let pool = [
+            "--pool",
+            url,
+            "--fingerprint",
+            fingerprint,
+            "--user",
+            user,
+            "--state",
+            &path("state"),
+            "--password-file",
+            &path("password"),
+        ];
         let installation = Self {
             folder: folder.to_path_buf(),
             pool: pool.map(str::to_owned).to_vec(),
@@ -39,7 +51,8 @@ impl Installation {
 
     /// Runs the datamover on the repository alone.
     pub fn run_datamover(&self, arguments: &[&str]) -> Outcome<Value> {
-        let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).chain(self.repository.clone()).collect();
+        let arguments: Vec<String> =
+            arguments.iter().map(|text| (*text).to_owned()).chain(self.repository.clone()).collect();
         self.run("xenvault-datamover", &arguments)
     }
 
@@ -135,7 +148,7 @@ impl Installation {
         let mut command: Command = programs::program(program)?;
         let finished = programs::finish(command.arg("--json").args(arguments), "")?;
         if finished.code == Some(0) {
-            return Ok(finished.json()?);
+            return finished.json();
         }
         Err(format!("{program} {arguments:?} ended with {:?}:\n{}", finished.code, finished.stderr).into())
     }

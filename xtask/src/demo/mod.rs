@@ -61,7 +61,10 @@ pub fn run() -> Outcome {
 
     println!();
     println!("{}", table::render(&rows));
-    println!("demo: every comparison equal, nothing but CBT bases left in the pool, {:.0} s", started.elapsed().as_secs_f32());
+    println!(
+        "demo: every comparison equal, nothing but CBT bases left in the pool, {:.0} s",
+        started.elapsed().as_secs_f32()
+    );
     Ok(())
 }
 

@@ -55,7 +55,8 @@ impl Row {
 
 /// The table as text.
 pub fn render(rows: &[Row]) -> String {
-    let mut cells = vec![["VM", "level", "reason", "disk size", "changed", "read", "stored", "seconds"].map(str::to_owned)];
+    let mut cells =
+        vec![["VM", "level", "reason", "disk size", "changed", "read", "stored", "seconds"].map(str::to_owned)];
     for row in rows {
         cells.push([
             row.vm.clone(),
