@@ -34,6 +34,15 @@ impl Disk {
         self.vdi
     }
 
+    /// What its storage repository is made of.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] once the disk is gone.
+    pub fn kind(&self) -> io::Result<SrKind> {
+        let state = self.storage.read();
+        self.place(&state).map(|(_, _, kind)| kind)
+    }
+
     /// The bytes of a range. Unallocated ones are zeros and cost no I/O.
     ///
     /// # Errors
