@@ -1,5 +1,16 @@
 //! The change log engine of the simulator against logs that the real tools wrote.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test that meets the unexpected has failed"
+)]
+
+use proptest::prelude::*;
 use serde_json::Value;
 use uuid::Uuid;
 use xenvault_sim::storage::cbt::{ChangeLog, ChangeLogError, ChangeLogs};
@@ -71,4 +82,29 @@ fn a_log_shorter_than_its_header_says_is_refused() {
     let mut file = vec![0; 48];
     file[40..48].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(matches!(ChangeLog::from_file(&file), Err(ChangeLogError::Short { .. })));
+}
+
+proptest! {
+    #[test]
+    fn no_log_file_panics_and_the_union_is_as_long_as_the_last(
+        mut first in proptest::collection::vec(any::<u8>(), 0..200),
+        mut second in proptest::collection::vec(any::<u8>(), 48..200),
+        sizes in proptest::array::uniform2(0_u64..40_000_000),
+    ) {
+        let _ = ChangeLog::from_file(&first);
+        first.resize(300, 0);
+        for (file, size) in [(&mut first, sizes[0]), (&mut second, sizes[1])] {
+            file[40..48].copy_from_slice(&size.to_le_bytes());
+        }
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let (Ok(mut older), Ok(newer)) = (ChangeLog::from_file(&first), ChangeLog::from_file(&second)) else {
+            return Ok(());
+        };
+        older.child = two;
+        let length = newer.bitmap.len();
+        let mut logs = ChangeLogs::default();
+        logs.insert(one, older);
+        logs.insert(two, newer);
+        prop_assert_eq!(logs.changed_blocks(one, two).map(|bits| bits.len()), Ok(length));
+    }
 }

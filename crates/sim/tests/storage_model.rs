@@ -1,6 +1,16 @@
 //! Any order of writes, snapshots, clones, grows and deletes gives what plain copies of the bytes give, and change
 //! logs that name at least, and in whole 64 KiB blocks exactly, what was written.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test that meets the unexpected has failed"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;

@@ -1,5 +1,15 @@
 //! What the storage manager does, case by case: sizes, space, change logs, errors.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test that meets the unexpected has failed"
+)]
+
 use std::os::unix::fs::FileExt;
 
 use uuid::Uuid;

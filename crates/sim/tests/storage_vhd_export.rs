@@ -1,12 +1,22 @@
 //! The VHD stream against readers that do not know us: qemu-img, and a reader by the specification.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test that meets the unexpected has failed"
+)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use futures::TryStreamExt as _;
 use uuid::Uuid;
-use xenvault_block::{ByteRange, ReadAt, WriteAt};
+use xenvault_block::{ByteRange, WriteAt};
 use xenvault_sim::storage::{Disk, SrKind, Storage};
 use xenvault_sim::vhd_export::{VhdBase, VhdExport, VhdExportError};
 

@@ -24,7 +24,17 @@ pub(super) fn parse(name: &[u8]) -> Option<ExportRequest> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_name_panics(name in proptest::collection::vec(any::<u8>(), 0..80), text in "[/?&=%+#a-z_]{0,40}") {
+            let _ = parse(&name);
+            let _ = parse(text.as_bytes());
+        }
+    }
 
     #[test]
     fn names_are_read_as_uris() {

@@ -50,12 +50,15 @@ impl BlockDevice for Memory {
     }
 }
 
+/// A device and its size.
+pub type Device = (Arc<dyn BlockDevice>, u64);
+
 /// The pool behind the servers.
 #[derive(Debug, Default)]
 pub struct Pool {
     pub purposes: Mutex<Purposes>,
     pub sessions: Mutex<BTreeSet<String>>,
-    pub disks: Mutex<BTreeMap<String, (Arc<dyn BlockDevice>, u64)>>,
+    pub disks: Mutex<BTreeMap<String, Device>>,
     pub vbds: AtomicUsize,
     pub close_delay: Mutex<Duration>,
 }
