@@ -20,8 +20,7 @@ pub async fn open(place: &Place<'_>) -> Result<(Session, Repository, Engine), Bo
     let trust = Trust::Fingerprint(place.fingerprint.parse()?);
     let session = Session::login(ConnectOptions::new(place.url, "root", place.password, trust)).await?;
     let passphrase = Secret::new("a long passphrase");
-    let repository =
-        Repository::init(&place.folder.join("repository"), &passphrase, InitOptions::default()).await?;
+    let repository = Repository::init(&place.folder.join("repository"), &passphrase, InitOptions::default()).await?;
     let options = EngineOptions::new(place.folder.join("state"));
     let engine = Engine::open(session.clone(), Some(repository.clone()), options)?;
     Ok((session, repository, engine))

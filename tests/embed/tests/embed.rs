@@ -14,10 +14,8 @@ struct Simulator {
 
 impl Simulator {
     fn start(arguments: &[&str]) -> Self {
-        let programs = std::env::var_os("XENVAULT_PROGRAMS").map_or_else(
-            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/debug"),
-            PathBuf::from,
-        );
+        let programs = std::env::var_os("XENVAULT_PROGRAMS")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/debug"), PathBuf::from);
         let program = programs.join("xenvault-sim");
         let mut child = Command::new(&program)
             .arg("serve")
