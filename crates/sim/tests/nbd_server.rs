@@ -111,6 +111,19 @@ async fn only_p384_is_spoken() {
 }
 
 #[tokio::test]
+async fn a_host_with_the_wrong_key_can_be_played() {
+    let pool = nbd_support::Pool::default();
+    *pool.purposes.lock().unwrap() = Purposes { nbd: true, insecure_nbd: false };
+    let host = Host::with_key(Arc::new(pool), nbd_support::new_key());
+    let mut stream = host.connect().await;
+    greet(&mut stream).await;
+    option(&mut stream, 5, &[]).await;
+    stream.read_exact(&mut [0; 20]).await.unwrap();
+    let error = handshake(client_config(&[&rustls::version::TLS12], None), stream).await.unwrap_err();
+    assert!(error.to_string().contains("BadSignature"), "{error}");
+}
+
+#[tokio::test]
 async fn a_vanished_client_leaves_no_vbd() {
     let host = Host::start(true);
     let (vdi, name) = host.add(Arc::new(Memory(noise(MIB as usize))), MIB);

@@ -100,7 +100,11 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             () = shared.terminate.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, perhaps: not an end, but no reason to spin.
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            continue;
+        };
         let Some(place) = Place::take(&shared) else { continue };
         let shared = Arc::clone(&shared);
         let tasks = shared.tasks.clone();
@@ -108,15 +112,15 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             tokio::select! {
                 biased;
                 () = shared.kill.cancelled() => {}
-                () = connection(&shared, stream) => {}
+                () = connection(&shared, stream, place) => {}
             }
-            drop(place);
         });
     }
 }
 
-/// Serves one client. The socket is closed when this returns.
-async fn connection(shared: &Arc<Shared>, mut stream: TcpStream) {
+/// Serves one client. The socket is closed when this returns; its place is free before that, so that who saw the close
+/// can come again at once.
+async fn connection(shared: &Arc<Shared>, mut stream: TcpStream, place: Place) {
     // Small replies must not wait for the client's acknowledgements.
     let _ = stream.set_nodelay(true);
     let end = match handshake(shared, &mut stream).await {
@@ -125,7 +129,7 @@ async fn connection(shared: &Arc<Shared>, mut stream: TcpStream) {
             let acceptor = TlsAcceptor::from(Arc::clone(&shared.tls));
             let accepted = unless_terminated(shared, async { Ok(acceptor.accept(stream).await) }).await;
             return match accepted {
-                Ok(Ok(tls)) => inside_tls(shared, tls).await,
+                Ok(Ok(tls)) => inside_tls(shared, tls, place).await,
                 Ok(Err(_)) => {}
                 Err(_) => shared.exit.cancelled().await,
             };
@@ -134,14 +138,18 @@ async fn connection(shared: &Arc<Shared>, mut stream: TcpStream) {
         Err(end) => end,
     };
     finish(shared, &stream, end).await;
+    drop(place);
 }
 
-async fn inside_tls(shared: &Arc<Shared>, mut tls: TlsStream<TcpStream>) {
+async fn inside_tls(shared: &Arc<Shared>, mut tls: TlsStream<TcpStream>, place: Place) {
     let end = session(shared, &mut tls, true).await;
     if end == End::Orderly {
+        drop(place);
         let _ = unless_terminated(shared, tls.shutdown()).await;
+        return;
     }
     finish(shared, tls.get_ref().0, end).await;
+    drop(place);
 }
 
 async fn finish(shared: &Shared, stream: &TcpStream, end: End) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{cipher_suite, default_provider, kx_group};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// The server's side, with all certificates given, the leaf first.
@@ -22,9 +23,13 @@ pub(super) fn server_config(
         kx_groups: vec![kx_group::SECP384R1],
         ..default_provider()
     };
+    // Without a look at whether they belong together: a host with the wrong key is a case that clients must survive.
+    let key = provider.key_provider.load_private_key(key).map_err(io::Error::other)?;
+    let resolver = SingleCertAndKey::from(CertifiedKey::new(certificates, key));
     let config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS12])
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, key))
-        .map_err(io::Error::other)?;
+        .map_err(io::Error::other)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(resolver));
     Ok(Arc::new(config))
 }

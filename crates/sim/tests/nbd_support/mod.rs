@@ -30,14 +30,19 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// A certificate and its key, made once.
 pub static IDENTITY: LazyLock<(CertificateDer<'static>, Vec<u8>)> = LazyLock::new(|| {
-    let key = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
-    let key = key.to_pkcs8_der().unwrap().as_bytes().to_vec();
+    let key = new_key();
     let pair = KeyPair::try_from(key.as_slice()).unwrap();
     let mut params = CertificateParams::new(vec![HOST_NAME.to_owned(), "127.0.0.1".to_owned()]).unwrap();
     // The real ones are CA:TRUE, which rustls alone refuses as a leaf; what a client makes of that is not at stake here.
     params.is_ca = IsCa::NoCa;
     (params.self_signed(&pair).unwrap().der().clone(), key)
 });
+
+/// A private key in PKCS #8.
+pub fn new_key() -> Vec<u8> {
+    let key = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
+    key.to_pkcs8_der().unwrap().as_bytes().to_vec()
+}
 
 /// A disk in memory.
 #[derive(Debug)]
@@ -114,14 +119,18 @@ impl Host {
     }
 
     pub fn with(pool: Arc<Pool>) -> Self {
+        Self::with_key(pool, IDENTITY.1.clone())
+    }
+
+    /// With a key that need not be the certificate's.
+    pub fn with_key(pool: Arc<Pool>, key: Vec<u8>) -> Self {
         let (counters, faults, id) = (NbdCounters::default(), NbdFaults::default(), Uuid::new_v4());
-        let (certificate, key) = &*IDENTITY;
         let backend: Arc<dyn NbdBackend> = Arc::<Pool>::clone(&pool);
         let server = NbdServer::start(NbdOptions {
             host: id,
             listen: "127.0.0.1:0".parse().unwrap(),
-            certificates: vec![certificate.clone()],
-            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.clone())),
+            certificates: vec![IDENTITY.0.clone()],
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key)),
             backend,
             counters: counters.clone(),
             faults: faults.clone(),
