@@ -4,9 +4,6 @@ use std::path::PathBuf;
 
 use xenvault_block::ByteRange;
 
-/// The cause below one of our errors.
-pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 /// Why a workflow failed. What was made in the pool for it has been removed, unless the text says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -128,6 +125,14 @@ pub enum EngineError {
     /// The re-read sample is not what the repository returns.
     #[error("check sample of disk {device}: {range} read again differ from what was stored, the point was not written; run a full backup and look at the storage of the host")]
     SampleDiffers {
+        /// Position.
+        device: String,
+        /// Where.
+        range: ByteRange,
+    },
+    /// The re-read sample of a restored disk is not what was sent.
+    #[error("check sample of restored disk {device}: {range} read from the pool differ from the repository, so the new VM was removed; look at the storage of the host, and restore to another SR")]
+    RestoreDiffers {
         /// Position.
         device: String,
         /// Where.
@@ -260,7 +265,7 @@ impl EngineError {
             | Self::SizeDiffers { .. }
             | Self::NoNbdAddress { .. } => ErrorKind::Pool,
             Self::Repository { .. } | Self::Configuration { .. } => ErrorKind::Repository,
-            Self::SampleDiffers { .. } => ErrorKind::Verification,
+            Self::SampleDiffers { .. } | Self::RestoreDiffers { .. } => ErrorKind::Verification,
             Self::Busy { .. } => ErrorKind::Busy,
             Self::State { .. } | Self::Identity { .. } | Self::LocalFile { .. } | Self::Internal { .. } => ErrorKind::Local,
         }

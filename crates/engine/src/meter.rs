@@ -97,6 +97,11 @@ impl Meter {
         self.report();
     }
 
+    /// Tells the monitor again, though nothing of the plan was moved.
+    pub(crate) fn report_seldom(&self) {
+        self.moved(0, Duration::ZERO, Duration::ZERO);
+    }
+
     pub(crate) fn sampled(&self, bytes: u64) {
         self.counts().sample += bytes;
     }

@@ -6,8 +6,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use xenvault_block::ByteRange;
-
 use crate::sweep::SweepPlan;
 
 /// Receives what happens during one workflow.
@@ -187,9 +185,4 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.text)
     }
-}
-
-/// A part of a disk, for texts.
-pub(crate) fn span(range: ByteRange) -> String {
-    format!("bytes {}..{}", range.start(), range.end())
 }

@@ -7,6 +7,7 @@ use crate::shell::output::Format;
 use crate::shell::progress::Monitor;
 use crate::shell::signals::{Ended, Signals};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use xenvault_block::ByteSize;
 use xenvault_engine::points::{self, DiskFileReport};
 
@@ -15,8 +16,8 @@ pub async fn run(arguments: &DiskArguments, format: Format) -> Outcome {
     let mut signals = Signals::take()?;
     let repository = arguments.repository.open_with(&passphrase).await?;
     let point = choose(&repository, &arguments.point).await?;
-    let monitor = Monitor::new(format);
-    let work = points::restore_disk(&repository, &point, &arguments.disk, &arguments.to, &monitor);
+    let monitor = Arc::new(Monitor::new(format));
+    let work = points::restore_disk(&repository, &point, &arguments.disk, &arguments.to, Arc::clone(&monitor) as _);
     let ended = match signals.run(work).await {
         Ended::Done(result) => Ended::Done(result?),
         Ended::Stopped(exit) => Ended::Stopped(exit),

@@ -21,6 +21,7 @@ use xenvault_xenapi::vm;
 pub(crate) use endpoints::{Access, access, source};
 pub use finding::{Finding, FindingKind};
 pub use request::{BackupReport, BackupRequest, DiskReport, Level, LevelRequest, SkippedDevice, VmSelector};
+pub(crate) use read::known_places;
 pub(crate) use sample::{Dice, Field, choose};
 
 use crate::config::VmConfig;

@@ -28,7 +28,6 @@ pub(crate) enum Trackable {
 #[derive(Clone, Debug)]
 pub(crate) struct LiveDisk {
     pub(crate) device: String,
-    pub(crate) vbd: vbd::Record,
     pub(crate) reference: vdi::Ref,
     pub(crate) record: vdi::Record,
     pub(crate) sr: sr::Record,
@@ -123,7 +122,6 @@ async fn disks(
         let trackable = trackable(pool, managers.values(), &sr, &record);
         disks.push(LiveDisk {
             device: vbd.userdevice.clone(),
-            vbd: vbd.clone(),
             reference: vbd.vdi.clone(),
             record,
             sr,

@@ -247,7 +247,7 @@ async fn parse_head(body: &mut ExportBody) -> Result<Option<AllocationMap>, Engi
 }
 
 /// Where the disk held data at earlier points, in bytes.
-fn known_places(disk: &PointDisk) -> Vec<u64> {
+pub(crate) fn known_places(disk: &PointDisk) -> Vec<u64> {
     let list = disk.attributes.get(fact::DATA).map(String::as_str).unwrap_or_default();
     list.split(',').filter_map(|text| text.parse::<u64>().ok()?.checked_mul(CBT_BLOCK_BYTES)).collect()
 }

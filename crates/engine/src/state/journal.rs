@@ -65,6 +65,8 @@ pub(crate) struct RunHistory {
     pub(crate) operation: Option<Operation>,
     /// Objects that were made and not removed.
     pub(crate) alive: BTreeSet<(Made, String)>,
+    /// Names of objects that were going to be made.
+    pub(crate) intended: BTreeSet<(Made, String)>,
     /// Whether the point is complete, or may be.
     pub(crate) publication: Publication,
     path: PathBuf,
@@ -118,6 +120,7 @@ impl RunHistory {
             run: run.to_owned(),
             operation: None,
             alive: BTreeSet::new(),
+            intended: BTreeSet::new(),
             publication: Publication::No,
             path,
             lock,
@@ -133,7 +136,9 @@ impl RunHistory {
     fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::Begin { operation, .. } => self.operation = Some(operation),
-            Entry::Intend { .. } => {}
+            Entry::Intend { what, name } => {
+                self.intended.insert((what, name));
+            }
             Entry::Created { what, id } => {
                 self.alive.insert((what, id));
             }

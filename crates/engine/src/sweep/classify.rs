@@ -129,11 +129,10 @@ impl Question<'_> {
         if facts.alive {
             return Fate::Keep(format!("run {} is alive", owned.run));
         }
-        match (facts.publication, owned.role) {
-            (Publication::No, _) => {}
-            (Publication::Yes, Some(Role::Restore)) => return Fate::Keep("its restore is complete".to_owned()),
-            (Publication::Perhaps, Some(Role::Restore)) => {}
-            (Publication::Perhaps | Publication::Yes, _) => {
+        match facts.publication {
+            Publication::No => {}
+            Publication::Yes if facts.restore => return Fate::Keep("its restore is complete".to_owned()),
+            Publication::Perhaps | Publication::Yes => {
                 return Fate::Finish(format!("run {} wrote its point and did not clean up", owned.run));
             }
         }

@@ -26,13 +26,16 @@ pub(crate) struct RunFacts {
     pub(crate) alive: bool,
     pub(crate) publication: Publication,
     pub(crate) created: BTreeSet<(Made, String)>,
+    pub(crate) intended: BTreeSet<(Made, String)>,
     pub(crate) vm: Option<String>,
+    /// Whether it made a VM, and no backup.
+    pub(crate) restore: bool,
 }
 
 impl RunFacts {
     /// A run without a journal: it ended, and whatever it left was left on purpose or by accident.
     pub(crate) fn unknown() -> Self {
-        Self { alive: false, publication: Publication::No, created: BTreeSet::new(), vm: None }
+        Self { alive: false, publication: Publication::No, created: BTreeSet::new(), intended: BTreeSet::new(), vm: None, restore: false }
     }
 
     /// A run that is alive somewhere.
@@ -47,7 +50,9 @@ impl From<&RunHistory> for RunFacts {
             alive: false,
             publication: history.publication,
             created: history.alive.clone(),
+            intended: history.intended.clone(),
             vm: history.operation.as_ref().map(|operation| operation.vm.clone()),
+            restore: history.operation.as_ref().is_some_and(|operation| operation.kind == "restore"),
         }
     }
 }
@@ -78,13 +83,16 @@ impl Inventory {
             name: &record.name_label,
             other_config: &record.other_config,
             is_a_snapshot: record.is_a_snapshot,
-            in_journal: created(runs, Made::Vm, &record.uuid),
+            in_journal: is_ours(runs, Made::Vm, &record.uuid, &record.name_label),
             foreign_user: false,
         };
         if record.is_control_domain || record.is_default_template {
             return Err(NotOurs::Unmarked);
         }
-        let mut owned = marks::judge(&candidate, instance)?;
+        let mut owned = match marks::judge(&candidate, instance) {
+            Err(NotOurs::Unmarked) => from_journal(runs, Made::Vm, &record.uuid).ok_or(NotOurs::Unmarked)?,
+            other => other?,
+        };
         if owned.vm.is_none() {
             owned.vm = self.vms.get(&record.snapshot_of).map(|source| source.uuid.clone());
         }
@@ -108,24 +116,18 @@ impl Inventory {
             name: &record.name_label,
             other_config: &record.other_config,
             is_a_snapshot: record.is_a_snapshot,
-            in_journal: created(runs, Made::Vdi, &record.uuid),
+            in_journal: is_ours(runs, Made::Vdi, &record.uuid, &record.name_label),
             foreign_user: foreign,
         };
         match marks::judge(&candidate, instance) {
-            Err(NotOurs::Unmarked | NotOurs::CopiedMarks) if record.is_a_snapshot && !foreign => {
-                // `VM.snapshot` of ours made it and the marks did not get on it any more, or its run noted it.
-                let from_journal = || {
-                    let (run, facts) =
-                        runs.iter().find(|(_, f)| f.created.contains(&(Made::Vdi, record.uuid.clone())))?;
-                    let vm = facts.vm.clone();
-                    Some(Owned { run: run.clone(), role: None, vm, repository: None, resume_until: None })
-                };
-                let from_snapshot =
-                    by_users.into_iter().find(|_| users.iter().any(|user| user.is_a_snapshot)).map(|owner| Owned {
-                        role: None,
-                        ..owner
-                    });
-                from_snapshot.or_else(from_journal).ok_or(NotOurs::Unmarked)
+            Err(NotOurs::Unmarked | NotOurs::CopiedMarks) if !foreign => {
+                // `VM.snapshot` of ours made it and our marks did not get on it any more, or its run noted it.
+                let snapshot = users.iter().any(|user| user.is_a_snapshot);
+                let from_snapshot = by_users
+                    .into_iter()
+                    .find(|_| record.is_a_snapshot && snapshot)
+                    .map(|owner| Owned { role: None, ..owner });
+                from_snapshot.or_else(|| from_journal(runs, Made::Vdi, &record.uuid)).ok_or(NotOurs::Unmarked)
             }
             other => other,
         }
@@ -137,6 +139,15 @@ impl Inventory {
     }
 }
 
-fn created(runs: &BTreeMap<String, RunFacts>, what: Made, id: &str) -> bool {
-    runs.values().any(|facts| facts.created.contains(&(what, id.to_owned())))
+/// Whether a journal says that we made the object, or were going to under that name (which carries our run).
+fn is_ours(runs: &BTreeMap<String, RunFacts>, what: Made, id: &str, name: &str) -> bool {
+    runs.values().any(|facts| {
+        facts.created.contains(&(what, id.to_owned())) || facts.intended.contains(&(what, name.to_owned()))
+    })
+}
+
+/// The owner of an object without marks whose creation a run noted.
+fn from_journal(runs: &BTreeMap<String, RunFacts>, what: Made, id: &str) -> Option<Owned> {
+    let (run, facts) = runs.iter().find(|(_, facts)| facts.created.contains(&(what, id.to_owned())))?;
+    Some(Owned { run: run.clone(), role: None, vm: facts.vm.clone(), repository: None, resume_until: None })
 }
