@@ -105,7 +105,7 @@ impl Simulator {
     /// # Errors
     /// As [`Simulator::control`].
     pub fn guest_write(&self, vm: &str, device: &str, offset: u64, data: &[u8]) -> Outcome {
-        self.control("PUT", &format!("/guest/{vm}/{device}?offset={offset}"), data).map(|_| ())
+        self.control("PUT", &format!("/vms/{vm}/disks/{device}?offset={offset}"), data).map(|_| ())
     }
 
     /// Copies a VM's disk into a file, zeros as holes.
@@ -118,7 +118,7 @@ impl Simulator {
         let mut offset = 0;
         while offset < size {
             let length = PIECE_BYTES.min(size - offset);
-            let path = format!("/guest/{vm}/{device}?offset={offset}&length={length}");
+            let path = format!("/vms/{vm}/disks/{device}?offset={offset}&length={length}");
             let piece = self.control("GET", &path, &[])?;
             if piece.len() as u64 != length {
                 return Err(format!("{} bytes instead of {length} from {path}", piece.len()).into());

@@ -60,8 +60,8 @@ fn full_then_incremental_then_restore_to_another_sr() {
     assert_eq!(bench.bases(), 2, "one base a disk");
 
     for (report, state) in [(&full, &before), (&incremental, &after)] {
-        for disk in 0..2 {
-            assert!(bench.restored_disk(point(report), &disk.to_string()) == state[disk]);
+        for (disk, content) in state.iter().enumerate() {
+            assert!(bench.restored_disk(point(report), &disk.to_string()) == *content);
         }
     }
 

@@ -50,7 +50,7 @@ pub fn run() -> Outcome {
 
     let guest = guests.first().ok_or("the demo has no guests")?;
     step(&format!("restoring {} to the other SR", guest.name));
-    let restored = installation.restore(guest, "Second storage")?;
+    let restored = installation.restore(guest, "second")?;
     compare(guest, &pool, &restored)?;
     for guest in &guests {
         step(&format!("reading both points of {} from the repository", guest.name));
