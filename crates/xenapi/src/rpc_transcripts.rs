@@ -189,7 +189,9 @@ fn every_recorded_answer_is_read_or_refused() {
         let Some(answer) = recorded(&path) else { continue };
         let outcome = decode(encoding, "VM.get_record", &answer);
         // These have other ids, or are answers to what we never send.
-        let odd = name.starts_with("jsonrpc.") || name == "system.listMethods.xmlrpc.txt" || answer.body.contains("[cut here");
+        let odd = name.starts_with("jsonrpc.")
+            || name == "system.listMethods.xmlrpc.txt"
+            || answer.body.contains("[cut here");
         assert!(odd || outcome.is_ok() == (answer.status == 200), "{name}: {outcome:?}");
     }
 }
@@ -235,7 +237,8 @@ fn failures_and_records_of_other_versions() {
                <value>SR_BACKEND_FAILURE_460</value><value></value><value>text</value><value></value>\
                </data></array></value></member></struct></value></param></params></methodResponse>";
     let xml = Recorded { status: 200, body: xml.to_owned() };
-    let json = r#"{"jsonrpc":"2.0","error":{"code":1,"message":"SR_BACKEND_FAILURE_460","data":["","text",""]},"id":1}"#;
+    let json =
+        r#"{"jsonrpc":"2.0","error":{"code":1,"message":"SR_BACKEND_FAILURE_460","data":["","text",""]},"id":1}"#;
     let json = Recorded { status: 200, body: json.to_owned() };
     let failure = decode(Encoding::Xml, "VDI.list_changed_blocks", &xml).unwrap().unwrap_err();
     assert_eq!(failure, decode(Encoding::Json, "VDI.list_changed_blocks", &json).unwrap().unwrap_err());

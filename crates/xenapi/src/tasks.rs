@@ -123,7 +123,11 @@ impl TaskGuard {
                 let last = cancel_and_wait(&self.session, &task).await;
                 match last {
                     Some(record) if record.status == task::StatusType::Success => Ok(record),
-                    _ => Err(error),
+                    _ => {
+                        self.task = None;
+                        destroy(&self.session, &task).await;
+                        Err(error)
+                    }
                 }
             }
             Err(error) => Err(error),

@@ -41,7 +41,6 @@ pub struct ExportBody {
     stall: Duration,
     received: u64,
     shape: Shape,
-    broken: Option<XenApiError>,
 }
 
 /// What is known in advance of the bytes.
@@ -87,12 +86,6 @@ impl ExportBody {
             if matches!(error, XenApiError::Connection { .. }) && self.is_complete() {
                 return Ok(None);
             }
-            let again = XenApiError::Connection {
-                host: self.host.clone(),
-                phase: Phase::Body,
-                source: "the connection had broken before".into(),
-            };
-            self.broken = Some(again);
             return Err(error);
         }
     }
@@ -147,9 +140,6 @@ impl ExportBody {
         success(OPERATION, self.guard).await?;
         if complete {
             return Ok(());
-        }
-        if let Some(error) = self.broken {
-            return Err(error);
         }
         match self.shape {
             Shape::Raw { virtual_size } => Err(XenApiError::Length {
@@ -212,5 +202,5 @@ pub async fn export_raw_vdi(
         })
     });
     let ((body, at), guard) = sent.await?;
-    Ok(ExportBody { body: Some(body), guard, host: at, stall: timeouts.stall, received: 0, shape, broken: None })
+    Ok(ExportBody { body: Some(body), guard, host: at, stall: timeouts.stall, received: 0, shape })
 }

@@ -1,0 +1,216 @@
+//! Tasks: results, failures, disappearance, cancelling, and nothing left behind.
+
+mod scripted;
+
+use futures::FutureExt;
+use scripted::{Call, Pool, Reply, task};
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use xenvault_xenapi::tasks::{WaitOptions, wait};
+use xenvault_xenapi::{CancellationToken, ErrorCode, Retry, Session, XenApiError, task as task_class, vdi, vm};
+
+const TASK: &str = "OpaqueRef:task";
+
+fn reference() -> task_class::Ref {
+    task_class::Ref::new(TASK)
+}
+
+async fn session(script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static) -> (Pool, Session) {
+    let pool = Pool::one(script).await;
+    let session = Session::login(pool.options()).await.unwrap();
+    (pool, session)
+}
+
+async fn result<T: xenvault_xenapi::tasks::FromTaskResult>(session: &Session) -> Result<T, XenApiError> {
+    wait(session, reference(), WaitOptions::of("testing"), &CancellationToken::new()).await
+}
+
+/// An `event.from` without events.
+fn nothing() -> Reply {
+    Reply::Result(json!({"events": [], "token": "00000000000000000001,00000000000000000000", "valid_ref_counts": {}}))
+}
+
+#[tokio::test]
+async fn results_are_read_from_their_fragment_and_the_task_is_destroyed() {
+    for (fragment, expected) in [("<value>OpaqueRef:new</value>", "OpaqueRef:new"), ("<value></value>", ""), ("", "")] {
+        let (pool, session) =
+            session(move |call| (call.method == "task.get_record").then(|| task("success", fragment, &[]))).await;
+        assert_eq!(result::<String>(&session).await.unwrap(), expected);
+        result::<()>(&session).await.unwrap();
+        assert_eq!((pool.count("task.destroy"), pool.count("task.cancel")), (2, 0));
+        session.logout().await.unwrap();
+    }
+    let list = "<value><array><data><value>OpaqueRef:a</value><value>OpaqueRef:b</value></data></array></value>";
+    let (_pool, session) =
+        session(move |call| (call.method == "task.get_record").then(|| task("success", list, &[]))).await;
+    assert_eq!(result::<Vec<vm::Ref>>(&session).await.unwrap().len(), 2);
+    assert!(matches!(result::<bool>(&session).await, Err(XenApiError::Response { .. })));
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_tasks_failure_is_the_error() {
+    let (pool, session) = session(|call| {
+        (call.method == "task.get_record").then(|| task("failure", "", &["SR_BACKEND_FAILURE_44", "", "full", ""]))
+    })
+    .await;
+    let error = result::<()>(&session).await.unwrap_err();
+    assert_eq!(error.api().unwrap().sr_backend_failure(), Some(44));
+    assert!(error.to_string().contains("testing") && error.to_string().contains("full"), "{error}");
+    assert_eq!(pool.count("task.destroy"), 1);
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x05_a_vanished_task_is_neither_success_nor_failure() {
+    let gone = |call: &Call| {
+        (call.method == "task.get_record").then(|| Reply::Failure(vec!["HANDLE_INVALID", "task", "OpaqueRef:task"]))
+    };
+    let (pool, session) = session(gone).await;
+    let error = result::<()>(&session).await.unwrap_err();
+    assert!(matches!(error, XenApiError::TaskVanished { .. }), "{error:?}");
+    assert_eq!(error.retry(), Retry::Later);
+    assert_eq!(pool.count("task.cancel") + pool.count("task.destroy"), 0);
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x05_a_task_that_goes_while_it_is_watched_is_told_by_its_event() {
+    let (_pool, session) = session(|call| match call.method.as_str() {
+        "task.get_record" => Some(task("pending", "", &[])),
+        "event.from" => Some(Reply::Result(json!({
+            "events": [{"class": "task", "operation": "del", "ref": TASK, "id": "1", "timestamp": "0.0"}],
+            "token": "t", "valid_ref_counts": {}
+        }))),
+        _ => None,
+    })
+    .await;
+    assert!(matches!(result::<()>(&session).await, Err(XenApiError::TaskVanished { .. })));
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn events_end_the_wait_and_polling_replaces_them() {
+    for events in [true, false] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (pool, session) = {
+            let asked = Arc::clone(&asked);
+            session(move |call| match call.method.as_str() {
+                "task.get_record" if events || asked.fetch_add(1, Ordering::SeqCst) < 3 => {
+                    Some(task("pending", "", &[]))
+                }
+                "task.get_record" => Some(task("success", "", &[])),
+                "event.from" if events => Some(Reply::Result(json!({
+                    "events": [{"class": "task", "operation": "mod", "ref": TASK,
+                                "snapshot": {"status": "success", "result": "<value>7</value>"}}],
+                    "token": "t", "valid_ref_counts": {}
+                }))),
+                _ => None,
+            })
+            .await
+        };
+        let options = WaitOptions { poll: Duration::from_millis(1), ..WaitOptions::of("testing") };
+        let result: String = wait(&session, reference(), options, &CancellationToken::new()).await.unwrap();
+        assert_eq!(result, if events { "7" } else { "" });
+        assert_eq!(pool.count("task.destroy"), 1);
+        session.logout().await.unwrap();
+    }
+}
+
+/// A pool whose task runs until it is cancelled.
+fn runs_until_cancelled() -> impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static {
+    let cancelled = AtomicBool::new(false);
+    move |call| match call.method.as_str() {
+        "task.cancel" => {
+            cancelled.store(true, Ordering::SeqCst);
+            None
+        }
+        "task.get_record" if cancelled.load(Ordering::SeqCst) => Some(task("cancelled", "", &[])),
+        "task.get_record" => Some(task("pending", "", &[])),
+        "event.from" => Some(nothing()),
+        "Async.VM.clone" => Some(Reply::Result(json!(TASK))),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_wait_cancels_and_destroys_the_task() {
+    let (pool, session) = session(runs_until_cancelled()).await;
+    let cancel = CancellationToken::new();
+    let waiting = wait::<()>(&session, reference(), WaitOptions::of("testing"), &cancel);
+    let (outcome, ()) = futures::future::join(waiting, async {
+        pool.saw("event.from", 1).await;
+        cancel.cancel();
+    })
+    .await;
+    assert!(matches!(outcome, Err(XenApiError::Cancelled { .. })), "{outcome:?}");
+    assert_eq!((pool.count("task.cancel"), pool.count("task.destroy")), (1, 1));
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dropped_wait_cancels_and_destroys_the_task_before_the_logout() {
+    let (pool, session) = session(runs_until_cancelled()).await;
+    let cancel = CancellationToken::new();
+    // Even one that was never polled.
+    drop(wait::<()>(&session, reference(), WaitOptions::default(), &cancel));
+    session.logout().await.unwrap();
+    let methods = pool.methods();
+    let at = |method: &str| methods.iter().position(|seen| seen == method).unwrap();
+    assert!(at("task.cancel") < at("task.destroy") && at("task.destroy") < at("session.logout"), "{methods:?}");
+}
+
+#[tokio::test]
+async fn a_start_whose_answer_nobody_waits_for_leaves_no_task() {
+    let (pool, session) = session(runs_until_cancelled()).await;
+    let vm = vm::Ref::new("OpaqueRef:vm");
+    assert!(vm::clone_async(&session, &vm, "copy").now_or_never().is_none());
+    session.logout().await.unwrap();
+    assert_eq!((pool.count("Async.VM.clone"), pool.count("task.destroy")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_task_without_progress_is_cancelled() {
+    let (pool, session) = session(runs_until_cancelled()).await;
+    let options = WaitOptions { progress_deadline: Duration::from_millis(50), ..WaitOptions::of("testing") };
+    let error = wait::<()>(&session, reference(), options, &CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(error, XenApiError::TaskStalled { .. }), "{error:?}");
+    assert_eq!((pool.count("task.cancel"), pool.count("task.destroy")), (1, 1));
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_token_begins_again() {
+    let first = AtomicBool::new(true);
+    let (pool, session) = session(move |call| match call.method.as_str() {
+        "task.get_record" if first.load(Ordering::SeqCst) => Some(task("pending", "", &[])),
+        "task.get_record" => Some(task("success", "", &[])),
+        "event.from" if call.params[2] == json!("") => Some(nothing()),
+        "event.from" => {
+            first.store(false, Ordering::SeqCst);
+            Some(Reply::Failure(vec!["EVENTS_LOST"]))
+        }
+        _ => None,
+    })
+    .await;
+    result::<()>(&session).await.unwrap();
+    assert!(pool.count("event.from") >= 2);
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x13_changed_blocks_are_asked_for_by_a_task() {
+    let (_pool, session) = session(|call| match call.method.as_str() {
+        "Async.VDI.list_changed_blocks" => Some(Reply::Result(json!(TASK))),
+        "task.get_record" => Some(task("failure", "", &["SR_BACKEND_FAILURE_460", "", "unrelated", ""])),
+        _ => None,
+    })
+    .await;
+    let disk = vdi::Ref::new("OpaqueRef:vdi");
+    let task = vdi::list_changed_blocks_async(&session, &disk, &disk).await.unwrap();
+    let outcome = wait::<String>(&session, task, WaitOptions::of("CBT"), &CancellationToken::new()).await;
+    assert_eq!(outcome.unwrap_err().code(), Some(&ErrorCode::Unknown("SR_BACKEND_FAILURE_460".into())));
+    session.logout().await.unwrap();
+}
