@@ -3,11 +3,49 @@
 //! Floor 1, pure: no I/O, no clock, no async. The only user of `bincode`. Every object begins with a magic and a
 //! format version, carries its lengths under a limit and a checksum, and is authenticated under a key that is derived
 //! from the repository's master key. What each byte means is written down in `docs/repository-format.md`.
+//!
+//! Where content is cut into chunks belongs here too: it is a property of the format, since writers that cut
+//! differently would not find each other's chunks.
 
+mod blob;
+mod config;
+mod cut;
+mod error;
 mod ids;
+mod index;
+mod keys;
+mod keyslot;
+mod map;
+mod pack;
+mod payload;
 mod point;
 mod secret;
+#[cfg(test)]
+mod testing;
+mod wire;
 
+pub use blob::{BLOB_PIECE_BYTES, MAX_BLOB_BYTES, decode_piece_list, encode_piece_list};
+pub use config::{Config, StoredConfig};
+pub use cut::{Chunker, CutChunk, CutRule};
+pub use error::FormatError;
 pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RepositoryId};
-pub use point::{Level, PointDisk, PointManifest};
+pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_ENTRIES, encode_index};
+pub use keys::{ChunkKind, Keys, MasterKey, PackSalt};
+pub use keyslot::{KdfParams, KeySlot};
+pub use map::{
+    LEAF_BLOCKS, LEAF_BYTES, LeafEntry, LeafPage, MAP_FANOUT, MAX_MAP_LEVEL, NodePage, leaves_of, leaves_under,
+    level_of,
+};
+pub use pack::{
+    DirectoryEntry, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_FRAMES, PACK_HEADER_BYTES, PACK_TRAILER_BYTES,
+    PackEncoder, PackHeader, PackKey, PackTrailer, Placement,
+};
+pub use payload::{Compressor, MAX_PLAIN_BYTES, Payload};
+pub use point::{Level, MAX_POINT_BYTES, PointDisk, PointManifest, decode_point, encode_point};
 pub use secret::Secret;
+
+/// Format version that this release writes; it reads no later one.
+pub const FORMAT_VERSION: u16 = 0;
+
+/// Unit of cutting and of disk maps, in bytes.
+pub const BLOCK_BYTES: usize = 4096;

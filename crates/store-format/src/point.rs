@@ -6,10 +6,22 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bincode::Options as _;
+use ring::aead::Aad;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{BlobRef, DiskMapRef, PointId};
+use crate::keys::{frame_nonce, random_array};
+use crate::payload::{FRAME_HEADER_BYTES, decode};
+use crate::wire::{Fields, checked_body, put_crc, put_preamble, record_options};
+use crate::{BlobRef, Compressor, DiskMapRef, FormatError, Keys, MAX_PLAIN_BYTES, PointId, RepositoryId};
+
+const WHAT: &str = "restore point";
+const MAGIC: &[u8; 8] = b"XVLTPONT";
+const PURPOSE: &str = "point";
+
+/// Longest object of a restore point, in bytes.
+pub const MAX_POINT_BYTES: usize = MAX_PLAIN_BYTES + 1024;
 
 /// What a backup read. What it stored is a complete point at every level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -98,4 +110,126 @@ pub struct PointDisk {
     pub chain_nonce: Option<String>,
     /// Evidence for the next choice of a base, and further facts, by name.
     pub attributes: BTreeMap<String, String>,
+}
+
+/// The bytes of a point's object: a head with a salt of its own, then the sealed record.
+///
+/// # Errors
+/// [`FormatError::Limit`] or [`FormatError::Record`] if it is longer than 1 MiB; [`FormatError::Cryptography`].
+pub fn encode_point(keys: &Keys, manifest: &PointManifest) -> Result<Vec<u8>, FormatError> {
+    encode_with_salt(keys, manifest, random_array()?)
+}
+
+fn encode_with_salt(keys: &Keys, manifest: &PointManifest, salt: [u8; 32]) -> Result<Vec<u8>, FormatError> {
+    let record = record_options(MAX_PLAIN_BYTES as u64)
+        .serialize(manifest)
+        .map_err(|source| FormatError::Record { what: WHAT, source })?;
+    let mut out = head(keys.repository(), &salt);
+    let frame = Compressor::new(3)?.prepare(&record)?.frame;
+    let mut sealed = frame.get(FRAME_HEADER_BYTES..).unwrap_or_default().to_vec();
+    keys.sealing_key(&salt, PURPOSE)?
+        .seal_in_place_append_tag(frame_nonce(0), Aad::from(&out), &mut sealed)
+        .map_err(|_| FormatError::Cryptography)?;
+    let length = u32::try_from(sealed.len()).map_err(|_| FormatError::Cryptography)?;
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&sealed);
+    put_crc(&mut out);
+    Ok(out)
+}
+
+/// Reads a point's object.
+///
+/// # Errors
+/// Everything that is wrong with the bytes.
+pub fn decode_point(keys: &Keys, bytes: &[u8]) -> Result<PointManifest, FormatError> {
+    let mut fields = Fields::new(WHAT, checked_body(WHAT, MAGIC, bytes)?);
+    fields.preamble(MAGIC)?;
+    let repository = RepositoryId::from_bytes(fields.array()?);
+    if repository != keys.repository() {
+        return Err(FormatError::ForeignRepository { what: WHAT });
+    }
+    let salt = fields.array()?;
+    let length = fields.limited("length", MAX_POINT_BYTES)?;
+    let mut sealed = fields.take(length)?.to_vec();
+    fields.end()?;
+    let opened = keys
+        .sealing_key(&salt, PURPOSE)?
+        .open_in_place(frame_nonce(0), Aad::from(head(repository, &salt)), &mut sealed)
+        .map_err(|_| FormatError::Authentication { what: WHAT })?;
+    record_options(MAX_PLAIN_BYTES as u64)
+        .deserialize(&decode(opened)?)
+        .map_err(|source| FormatError::Record { what: WHAT, source })
+}
+
+fn head(repository: RepositoryId, salt: &[u8; 32]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_preamble(&mut out, MAGIC);
+    out.extend_from_slice(repository.as_bytes());
+    out.extend_from_slice(salt);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ChunkId;
+    use crate::testing::{each_flip, golden, keys};
+
+    fn manifest() -> PointManifest {
+        let map = DiskMapRef { root: Some(ChunkId::from_bytes([4; 32])), virtual_size: 1 << 30 };
+        let disk = PointDisk {
+            vdi_uuid: "vdi".into(),
+            snapshot_vdi_uuid: "snapshot".into(),
+            name: "root disk".into(),
+            device: "0".into(),
+            virtual_size: 1 << 30,
+            map,
+            level: Level::Inc,
+            reason: "changed-blocks".into(),
+            changed_bytes: 65_536,
+            bitmap: Some(BlobRef { id: ChunkId::from_bytes([5; 32]), length: 2048 }),
+            chain_nonce: Some("nonce".into()),
+            attributes: BTreeMap::from([("host".into(), "h1".into())]),
+        };
+        PointManifest {
+            id: PointId::from_bytes([1; 16]),
+            run_id: Uuid::from_bytes([2; 16]),
+            fencing: 7,
+            instance: "instance".into(),
+            pool_uuid: "pool".into(),
+            vm_uuid: "vm".into(),
+            vm_name: "Web 1".into(),
+            level: Level::Inc,
+            reason: "changed-blocks".into(),
+            created_unix_ms: 1_700_000_000_000,
+            parent: Some(PointId::from_bytes([3; 16])),
+            newest_sweep_seen: 0,
+            disks: vec![disk],
+            vm_config: BlobRef { id: ChunkId::from_bytes([6; 32]), length: 12 },
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_point_are_fixed() {
+        let bytes = encode_with_salt(&keys(), &manifest(), [8; 32]).unwrap();
+        golden("point", &bytes);
+        assert_eq!(decode_point(&keys(), &bytes).unwrap(), manifest());
+        each_flip(&bytes, |hurt| assert!(decode_point(&keys(), hurt).is_err()));
+    }
+
+    #[test]
+    fn the_record_of_a_point_is_fixed() {
+        golden("point-record", &record_options(1 << 20).serialize(&manifest()).unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_records_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = record_options(MAX_PLAIN_BYTES as u64).deserialize::<PointManifest>(&bytes);
+            let _ = decode_point(&keys(), &bytes);
+        }
+    }
 }

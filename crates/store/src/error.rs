@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use xenvault_block::ByteRange;
-use xenvault_store_format::{ChunkId, PointId};
+use xenvault_store_format::{ChunkId, FormatError, PointId};
 
 /// Whether trying again can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,29 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What the medium said about an object.
+    pub(crate) fn io(action: &'static str, object: &str, source: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        let object = object.to_owned();
+        match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::Full { object, source },
+            // What should be there, or be longer, was lost; what can not be reached was not.
+            ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData if action == "read" => {
+                Self::Damaged { object, source: Box::new(source) }
+            }
+            _ => Self::Backend { action, object, source },
+        }
+    }
+
+    /// What the format said about an object.
+    pub(crate) fn format(object: &str, error: FormatError) -> Self {
+        let object = object.to_owned();
+        match error {
+            FormatError::NewerVersion { found, supported, .. } => Self::NewerFormat { object, found, supported },
+            error => Self::Damaged { object, source: Box::new(error) },
+        }
+    }
+
     /// Whether trying again can help.
     pub fn retry(&self) -> Retry {
         match self {

@@ -15,21 +15,32 @@
 //! # }
 //! ```
 
+pub mod backend;
+mod cache;
 mod counters;
+mod disk;
 mod error;
+mod index;
+mod map;
+mod names;
+mod packs;
 mod points;
+mod pool;
 mod reader;
 mod repository;
+mod tree;
 mod writer;
 
 pub use counters::{Stage, WriteCounters, WriteProgress};
+pub use disk::{DiskOptions, DiskResult, DiskStats, DiskWriter};
 pub use error::{Retry, StoreError};
 pub use points::{DamagedPoint, Point, PointFilter, PointListing, PointSummary};
 pub use reader::{DiskReader, ReadOptions};
 pub use repository::{InitOptions, Repository};
-pub use writer::{DiskOptions, DiskResult, DiskStats, DiskWriter, Writer, WriterOptions};
+pub use writer::{Writer, WriterOptions};
 // Part of our signatures, so that an embedding program needs no further crate.
 pub use xenvault_block::ByteRange;
 pub use xenvault_store_format::{
-    BlobRef, ChunkId, DiskMapRef, Level, PackId, ParseIdError, PointDisk, PointId, PointManifest, RepositoryId, Secret,
+    BlobRef, ChunkId, DiskMapRef, KdfParams, Level, PackId, ParseIdError, PointDisk, PointId, PointManifest,
+    RepositoryId, Secret,
 };

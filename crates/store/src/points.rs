@@ -1,8 +1,13 @@
 //! Finding and reading restore points.
 
-use xenvault_store_format::{Level, PointId, PointManifest};
+use std::sync::Arc;
 
-use crate::StoreError;
+use futures::{StreamExt as _, stream};
+use xenvault_store_format::{Level, MAX_POINT_BYTES, PointId, PointManifest, decode_point};
+
+use crate::backend::get;
+use crate::repository::Inner;
+use crate::{StoreError, names};
 
 /// A restore point with everything in its manifest.
 pub type Point = PointManifest;
@@ -59,4 +64,77 @@ pub struct PointListing {
     pub points: Vec<PointSummary>,
     /// Points that exist and can not be read; whether they fit the filter may be unknown, so all of the folder count.
     pub damaged: Vec<DamagedPoint>,
+}
+
+/// Points read at the same time when they are listed.
+const PARALLEL: usize = 16;
+
+pub(crate) async fn list(repository: &Arc<Inner>, filter: &PointFilter) -> Result<PointListing, StoreError> {
+    let names = backend_list(repository).await?;
+    let wanted = names.into_iter().filter(|name| match names::point_parts(name) {
+        Some((pool, vm, _)) => fits(&filter.pool_uuid, pool) && fits(&filter.vm_uuid, vm),
+        // Whatever else lies there is no point, and is told of: it may have been one.
+        None => true,
+    });
+    let read = |name: String| async move {
+        let point = read(repository, &name).await;
+        (name, point)
+    };
+    let mut listing = PointListing::default();
+    let mut results = stream::iter(wanted).map(read).buffered(PARALLEL);
+    while let Some((object, result)) = results.next().await {
+        match result {
+            Ok(point) if fits(&filter.vm_name, &point.vm_name) => listing.points.push(PointSummary::of(&point)),
+            Ok(_) => {}
+            Err(error) => listing.damaged.push(DamagedPoint { object, error }),
+        }
+    }
+    listing.points.sort_by_key(|point| (point.created_unix_ms, point.id));
+    Ok(listing)
+}
+
+pub(crate) async fn find(repository: &Arc<Inner>, id: &PointId) -> Result<Point, StoreError> {
+    let names = backend_list(repository).await?;
+    let is_it = |name: &&String| names::point_parts(name).is_some_and(|(_, _, found)| found == *id);
+    let name = names.iter().find(is_it).ok_or(StoreError::UnknownPoint { id: *id })?;
+    read(repository, name).await
+}
+
+async fn backend_list(repository: &Arc<Inner>) -> Result<Vec<String>, StoreError> {
+    let listed = repository.backend.list(names::POINTS).await;
+    listed.map_err(|error| StoreError::io("list", names::POINTS, error))
+}
+
+async fn read(repository: &Arc<Inner>, name: &str) -> Result<Point, StoreError> {
+    let bytes = get(&*repository.backend, name, MAX_POINT_BYTES).await;
+    let bytes = bytes.map_err(|error| StoreError::io("read", name, error))?;
+    let point = decode_point(&repository.keys, &bytes).map_err(|error| StoreError::format(name, error))?;
+    // A copy of a point under another name would show a VM's disks under another VM.
+    if names::point_parts(name) == Some((&point.pool_uuid, &point.vm_uuid, point.id)) {
+        Ok(point)
+    } else {
+        let source = format!("it is point {} of VM {}", point.id, point.vm_uuid).into();
+        Err(StoreError::Damaged { object: name.to_owned(), source })
+    }
+}
+
+fn fits(wanted: &Option<String>, found: &str) -> bool {
+    wanted.as_deref().is_none_or(|wanted| wanted == found)
+}
+
+impl PointSummary {
+    fn of(point: &Point) -> Self {
+        Self {
+            id: point.id,
+            pool_uuid: point.pool_uuid.clone(),
+            vm_uuid: point.vm_uuid.clone(),
+            vm_name: point.vm_name.clone(),
+            level: point.level,
+            reason: point.reason.clone(),
+            created_unix_ms: point.created_unix_ms,
+            disks: point.disks.len(),
+            virtual_bytes: point.disks.iter().map(|disk| disk.virtual_size).sum(),
+            changed_bytes: point.disks.iter().map(|disk| disk.changed_bytes).sum(),
+        }
+    }
 }

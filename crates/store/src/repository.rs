@@ -1,18 +1,52 @@
-//! An open repository.
+//! An open repository: keys, settings, index, and the way from a chunk id to its bytes.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use xenvault_store_format::{BlobRef, DiskMapRef, PointId, RepositoryId, Secret};
+use bytes::Bytes;
+use xenvault_store_format::{
+    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, KdfParams, KeySlot, Keys,
+    MasterKey, PackKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+};
 
-use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions};
+use crate::backend::{Backend, LocalFolder, get, put};
+use crate::cache::Cache;
+use crate::index::Index;
+use crate::pool::WorkerPool;
+use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, points};
+
+const MAX_CONFIG_BYTES: usize = 128 * 1024;
+const MAX_KEY_BYTES: usize = 4 * 1024;
+/// Memory for map pages that were read last.
+const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
+/// Memory for chunks of disks that were read last.
+const DATA_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// How a repository is made.
-#[derive(Clone, Debug, Default)]
-pub struct InitOptions {}
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct InitOptions {
+    /// Cost of deriving the key from the passphrase.
+    pub kdf: KdfParams,
+}
 
 /// An open repository. Clones share everything; all methods may run at the same time.
 #[derive(Clone, Debug)]
-pub struct Repository {}
+pub struct Repository {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) config: Config,
+    pub(crate) index: Index,
+    pub(crate) pages: Cache<crate::map::Page>,
+    pub(crate) data: Cache<Bytes>,
+    pool: WorkerPool,
+}
 
 impl Repository {
     /// Makes a repository in a folder that is empty or does not exist yet, and opens it.
@@ -20,7 +54,35 @@ impl Repository {
     /// # Errors
     /// [`StoreError::NotEmpty`]; [`StoreError::Full`] and [`StoreError::Backend`] if the folder can not be written.
     pub async fn init(path: &Path, passphrase: &Secret, options: InitOptions) -> Result<Self, StoreError> {
-        todo!()
+        if !is_free(path).map_err(|error| StoreError::io("list", &path.to_string_lossy(), error))? {
+            return Err(StoreError::NotEmpty { path: path.to_owned() });
+        }
+        Self::init_on(Arc::new(LocalFolder::new(path)), passphrase, options).await
+    }
+
+    /// As [`Self::init`], on any backend; what is there is the caller's business.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] and [`StoreError::Backend`].
+    pub async fn init_on(
+        backend: Arc<dyn Backend>,
+        passphrase: &Secret,
+        options: InitOptions,
+    ) -> Result<Self, StoreError> {
+        let repository = RepositoryId::random();
+        let made = |error| StoreError::format(names::FIRST_KEY, error);
+        let master = MasterKey::random().map_err(made)?;
+        let (wrap_master, passphrase) = (master.clone(), passphrase.clone());
+        let slot = deriving(move || KeySlot::wrap(&wrap_master, repository, &passphrase, options.kdf)).await?;
+        let keys = Keys::derive(master, repository).map_err(made)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
+        // The config makes it a repository, so it comes last.
+        for (name, bytes) in [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)] {
+            put(&*backend, name, bytes.into()).await.map_err(|error| StoreError::io("write", name, error))?;
+        }
+        Self::assemble(backend, Arc::new(keys), config)
     }
 
     /// Opens the repository in a folder.
@@ -31,12 +93,48 @@ impl Repository {
     /// [`StoreError::NotARepository`], [`StoreError::WrongPassphrase`], [`StoreError::NewerFormat`],
     /// [`StoreError::Damaged`] are told apart; [`StoreError::Backend`] if the folder can not be read.
     pub async fn open(path: &Path, passphrase: &Secret) -> Result<Self, StoreError> {
-        todo!()
+        Self::open_on(Arc::new(LocalFolder::new(path)), passphrase).await
+    }
+
+    /// As [`Self::open`], on any backend.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_on(backend: Arc<dyn Backend>, passphrase: &Secret) -> Result<Self, StoreError> {
+        let nothing = || StoreError::NotARepository { path: backend.location() };
+        let stored = match get(&*backend, names::CONFIG, MAX_CONFIG_BYTES).await {
+            Err(error) if is_absent(&error) => return Err(nothing()),
+            bytes => bytes.map_err(|error| StoreError::io("read", names::CONFIG, error))?,
+        };
+        let stored = match StoredConfig::decode(&stored) {
+            // Other programs have files of this name too.
+            Err(FormatError::Magic { .. }) => return Err(nothing()),
+            decoded => decoded.map_err(|error| StoreError::format(names::CONFIG, error))?,
+        };
+        let master = unlock(&*backend, stored.repository(), passphrase).await?;
+        let failed = |error| StoreError::format(names::CONFIG, error);
+        let keys = Keys::derive(master, stored.repository()).map_err(failed)?;
+        let config = stored.verify(&keys).map_err(failed)?;
+        Self::assemble(backend, Arc::new(keys), config)
+    }
+
+    /// The same repository, opened anew on a backend without deriving the key again. Nothing is shared but the keys.
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`] if no thread can be started.
+    pub fn reopen_on(&self, backend: Arc<dyn Backend>) -> Result<Self, StoreError> {
+        Self::assemble(backend, Arc::clone(&self.inner.keys), self.inner.config.clone())
+    }
+
+    fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
+        let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
+        let (pages, data) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(DATA_CACHE_BYTES));
+        Ok(Self { inner: Arc::new(Inner { backend, keys, config, index: Index::default(), pages, data, pool }) })
     }
 
     /// Identity of the repository.
     pub fn id(&self) -> RepositoryId {
-        todo!()
+        self.inner.keys.repository()
     }
 
     /// The points that fit, and those that can not be read. Cost: one small read per point.
@@ -44,7 +142,7 @@ impl Repository {
     /// # Errors
     /// [`StoreError::Backend`] if the folder can not be listed. A point that can not be read is part of the answer.
     pub async fn points(&self, filter: &PointFilter) -> Result<PointListing, StoreError> {
-        todo!()
+        points::list(&self.inner, filter).await
     }
 
     /// One point.
@@ -52,7 +150,7 @@ impl Repository {
     /// # Errors
     /// [`StoreError::UnknownPoint`]; [`StoreError::Damaged`] or [`StoreError::NewerFormat`] if it can not be read.
     pub async fn point(&self, id: &PointId) -> Result<Point, StoreError> {
-        todo!()
+        points::find(&self.inner, id).await
     }
 
     /// The bytes of a blob.
@@ -60,19 +158,130 @@ impl Repository {
     /// # Errors
     /// [`StoreError::ChunkMissing`], [`StoreError::Damaged`], [`StoreError::Backend`].
     pub async fn blob(&self, blob: &BlobRef) -> Result<Vec<u8>, StoreError> {
-        todo!()
+        let object = || format!("blob {}", blob.id);
+        let first = self.inner.chunk(&blob.id, ChunkKind::Blob).await?;
+        let mut bytes = Vec::new();
+        if blob.length <= BLOB_PIECE_BYTES as u64 {
+            bytes.extend_from_slice(&first);
+        } else {
+            let pieces =
+                decode_piece_list(&first, blob.length).map_err(|error| StoreError::format(&object(), error))?;
+            for piece in pieces {
+                bytes.extend_from_slice(&self.inner.chunk(&piece, ChunkKind::Blob).await?);
+            }
+        }
+        if bytes.len() as u64 != blob.length {
+            let source = format!("{} bytes instead of {}", bytes.len(), blob.length).into();
+            return Err(StoreError::Damaged { object: object(), source });
+        }
+        Ok(bytes)
     }
 
     /// A reader of one disk of a point. Reads nothing yet.
     pub fn disk(&self, map: &DiskMapRef) -> DiskReader {
-        todo!()
+        DiskReader::new(Arc::clone(&self.inner), *map)
     }
 
     /// Begins a run that writes. Nothing in the repository changes what existing points say, whatever happens to it.
     ///
     /// # Errors
-    /// [`StoreError::Backend`] or [`StoreError::Damaged`] if the index can not be read.
+    /// [`StoreError::Backend`] if the index can not be read.
     pub async fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
-        todo!()
+        Writer::begin(Arc::clone(&self.inner), options).await
     }
+}
+
+impl Inner {
+    /// The plain bytes of a chunk: found, read, authenticated, unpacked, and hashed again to its id.
+    pub(crate) async fn chunk(self: &Arc<Self>, id: &ChunkId, kind: ChunkKind) -> Result<Bytes, StoreError> {
+        let entry = match self.index.find(id, kind) {
+            Some(entry) => entry,
+            None => {
+                // Another writer may have published it since the index was read.
+                self.index.refresh(&*self.backend, &self.keys).await?;
+                self.index.find(id, kind).ok_or(StoreError::ChunkMissing { id: *id })?
+            }
+        };
+        let object = names::pack(&entry.salt.pack_id());
+        let length = entry.placement.length as usize;
+        let frame = self.backend.read(&object, entry.placement.offset.into(), length).await;
+        let frame = frame.map_err(|error| StoreError::io("read", &object, error))?;
+        let keys = Arc::clone(&self.keys);
+        let open = move || {
+            let key = PackKey::derive(&keys, &entry.salt)?;
+            key.open(&keys, &entry.id, entry.kind, entry.placement.frame, frame)
+        };
+        let opened = self.pool.run(open).await.map_err(|gone| StoreError::Backend {
+            action: "open",
+            object: object.clone(),
+            source: std::io::Error::other(gone),
+        })?;
+        opened.map(Bytes::from).map_err(|error| StoreError::format(&object, error))
+    }
+}
+
+/// Finds the slot that the passphrase opens.
+async fn unlock(backend: &dyn Backend, repository: RepositoryId, passphrase: &Secret) -> Result<MasterKey, StoreError> {
+    let names = backend.list(names::KEYS).await.map_err(|error| StoreError::io("list", names::KEYS, error))?;
+    let mut damaged = None;
+    let mut intact = false;
+    for name in names {
+        let slot = match get(backend, &name, MAX_KEY_BYTES).await {
+            Ok(bytes) => KeySlot::decode(&bytes),
+            Err(error) => {
+                damaged = Some(StoreError::io("read", &name, error));
+                continue;
+            }
+        };
+        match slot {
+            Ok(slot) if slot.repository() != repository => {
+                let error = FormatError::ForeignRepository { what: "key slot" };
+                damaged = Some(StoreError::format(&name, error));
+            }
+            Ok(slot) => {
+                intact = true;
+                let passphrase = passphrase.clone();
+                if let Some(master) = deriving(move || slot.unwrap(&passphrase)).await? {
+                    return Ok(master);
+                }
+            }
+            Err(error) => damaged = Some(StoreError::format(&name, error)),
+        }
+    }
+    match damaged {
+        // With an intact slot that does not open, the passphrase is what the operator should look at first.
+        _ if intact => Err(StoreError::WrongPassphrase),
+        Some(error) => Err(error),
+        None => {
+            let source = "there is no key slot, so nothing in this repository can be opened".into();
+            Err(StoreError::Damaged { object: names::KEYS.to_owned(), source })
+        }
+    }
+}
+
+async fn deriving<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FormatError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| StoreError::io("open", names::KEYS, std::io::Error::other(error)))?
+        .map_err(|error| StoreError::format(names::KEYS, error))
+}
+
+/// Whether nothing of value is there: nothing at all, or what an interrupted `init` has left.
+fn is_free(path: &Path) -> std::io::Result<bool> {
+    let entries = match std::fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if ![names::KEYS, "tmp", "lost+found"].iter().any(|known| name == *known) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }

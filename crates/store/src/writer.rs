@@ -3,17 +3,23 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use xenvault_block::ByteRange;
-use xenvault_store_format::{BlobRef, DiskMapRef, PointId, PointManifest};
+use xenvault_store_format::{
+    BLOB_PIECE_BYTES, BlobRef, ChunkKind, MAX_BLOB_BYTES, PointId, PointManifest, encode_piece_list, encode_point,
+};
 
-use crate::{StoreError, WriteCounters};
+use crate::backend::put;
+use crate::counters::add;
+use crate::packs::Sink;
+use crate::pool::WorkerPool;
+use crate::repository::Inner;
+use crate::{DiskOptions, DiskWriter, StoreError, WriteCounters, names};
 
 /// Bounds of a writer.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterOptions {
     /// Worker threads; 0 means one per core, at most 8.
     pub threads: usize,
-    /// Plain bytes that may be on their way through the writer at once.
+    /// Plain bytes that may be on their way through the writer at once; at least 4 MiB.
     pub memory_bytes: u64,
 }
 
@@ -23,58 +29,33 @@ impl Default for WriterOptions {
     }
 }
 
-/// How a disk is written.
-#[derive(Clone, Copy, Debug)]
-pub struct DiskOptions {
-    /// Size of the disk in bytes.
-    pub virtual_size: u64,
-    /// The map of the base point. With it, what is never written keeps the base's content; without, it is zero.
-    /// The base may be smaller than the disk (bytes beyond it were zero), never larger.
-    pub base: Option<DiskMapRef>,
-}
-
 /// One run that writes. Packs and index segments appear as it goes; nothing refers to them before the point.
 ///
 /// Dropping it at any moment leaves a readable repository; the next run finds and uses the packs that were completed.
 #[derive(Debug)]
-pub struct Writer {}
-
-/// What one disk cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DiskStats {
-    /// Bytes handed in, zeros that were declared included.
-    pub read_bytes: u64,
-    /// Bytes in all-zero blocks.
-    pub zero_bytes: u64,
-    /// Bytes of chunks that the repository knew already.
-    pub dedup_bytes: u64,
-    /// Plain bytes of new chunks.
-    pub new_bytes: u64,
-    /// Unchanged bytes read back from the repository.
-    pub base_bytes: u64,
-    /// New map pages.
-    pub new_pages: u64,
+pub struct Writer {
+    sink: Arc<Sink>,
 }
-
-/// A disk that was written to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DiskResult {
-    /// The content, for the point's manifest.
-    pub map: DiskMapRef,
-    /// What it cost.
-    pub stats: DiskStats,
-}
-
-/// Writes one disk in ascending order. Several disks of one [`Writer`] may be written at the same time.
-#[derive(Debug)]
-pub struct DiskWriter {}
 
 impl Writer {
+    pub(crate) async fn begin(repository: Arc<Inner>, options: WriterOptions) -> Result<Self, StoreError> {
+        let Inner { index, backend, keys, .. } = &*repository;
+        if let Err(error) = backend.clean().await {
+            tracing::warn!(error = %error, "left-over temporary files can not be removed");
+        }
+        index.refresh(&**backend, keys).await?;
+        // What a killed run has left becomes part of the index now, or of every later start the cost of reading it.
+        let stored = index.publish_learned(&**backend, keys).await?;
+        let pool = WorkerPool::start(options.threads);
+        let pool = pool.map_err(|error| StoreError::io("start threads for", "this process", error))?;
+        let sink = Sink::start(repository, pool, options.memory_bytes);
+        add(&sink.counters.stored_bytes, stored);
+        Ok(Self { sink })
+    }
+
     /// Live counters.
     pub fn counters(&self) -> Arc<WriteCounters> {
-        todo!()
+        Arc::clone(&self.sink.counters)
     }
 
     /// Begins a disk.
@@ -82,24 +63,40 @@ impl Writer {
     /// # Errors
     /// [`StoreError::Misuse`] if the base is larger than the disk; what reading the base's root may return.
     pub async fn disk(&self, options: DiskOptions) -> Result<DiskWriter, StoreError> {
-        todo!()
+        DiskWriter::begin(Arc::clone(&self.sink), options).await
     }
 
     /// Stores bytes that are no disk. Cheap if they are known.
     ///
     /// # Errors
-    /// [`StoreError::Full`], [`StoreError::Backend`], [`StoreError::WriterFailed`].
+    /// [`StoreError::Misuse`] beyond 32 GiB; [`StoreError::Full`], [`StoreError::Backend`],
+    /// [`StoreError::WriterFailed`].
     pub async fn put_blob(&self, bytes: &[u8]) -> Result<BlobRef, StoreError> {
-        todo!()
+        let length = bytes.len() as u64;
+        if length > MAX_BLOB_BYTES {
+            let what = format!("a blob of {length} bytes is too long, the limit is {MAX_BLOB_BYTES}");
+            return Err(StoreError::Misuse { what });
+        }
+        if bytes.len() <= BLOB_PIECE_BYTES {
+            let (id, _) = self.sink.offer_whole(ChunkKind::Blob, bytes.to_vec()).await?;
+            return Ok(BlobRef { id, length });
+        }
+        let mut pieces = Vec::new();
+        for piece in bytes.chunks(BLOB_PIECE_BYTES) {
+            pieces.push(self.sink.offer_whole(ChunkKind::Blob, piece.to_vec()).await?.0);
+        }
+        let (id, _) = self.sink.offer_whole(ChunkKind::Blob, encode_piece_list(&pieces)).await?;
+        Ok(BlobRef { id, length })
     }
 
     /// Completes the open packs, so that the disks that are finished can be read with `Repository::disk` before there
-    /// is a point: the check sample of a backup is compared with what the repository really returns.
+    /// is a point: the check sample of a backup is compared with what the repository really returns. Other disks may
+    /// be written meanwhile; a call that is dropped has no effect but the packs that it ended.
     ///
     /// # Errors
     /// As [`Self::put_blob`].
     pub async fn flush(&self) -> Result<(), StoreError> {
-        todo!()
+        self.sink.flush().await
     }
 
     /// Makes everything durable, packs before index before point, and writes the point last.
@@ -109,36 +106,17 @@ impl Writer {
     /// [`StoreError::Full`], [`StoreError::Backend`], [`StoreError::WriterFailed`]: there is no point then.
     /// [`StoreError::Misuse`] if `pool_uuid` or `vm_uuid` can not be part of an object's name.
     pub async fn publish(self, manifest: PointManifest) -> Result<PointId, StoreError> {
-        todo!()
-    }
-}
-
-impl DiskWriter {
-    /// Hands in the content of the bytes at `offset`. Waits while too much is on its way.
-    ///
-    /// Calls come in ascending order and do not overlap; any alignment works, whole 4 KiB blocks are cheapest.
-    /// Whether the call is dropped half way or fails, the disk can not be finished afterwards.
-    ///
-    /// # Errors
-    /// [`StoreError::Misuse`] if the order is broken or the disk's end passed; [`StoreError::Full`],
-    /// [`StoreError::Backend`], [`StoreError::WriterFailed`]; [`StoreError::DiskRange`] if the base can not be read.
-    pub async fn write(&mut self, offset: u64, data: Bytes) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// Declares that `range` is zero. As [`Self::write`] with zeros, at no cost for whole blocks.
-    ///
-    /// # Errors
-    /// As [`Self::write`].
-    pub async fn zero(&mut self, range: ByteRange) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// Completes the map. The content is durable only after [`Writer::publish`].
-    ///
-    /// # Errors
-    /// As [`Self::write`].
-    pub async fn finish(self) -> Result<DiskResult, StoreError> {
-        todo!()
+        // No sweep exists in this version of the format, so none was seen.
+        let manifest = PointManifest { newest_sweep_seen: 0, ..manifest };
+        let name = names::point(&manifest.pool_uuid, &manifest.vm_uuid, &manifest.id)?;
+        let repository = &self.sink.repository;
+        let bytes = encode_point(&repository.keys, &manifest).map_err(|error| StoreError::format(&name, error))?;
+        self.sink.flush().await?;
+        let length = bytes.len() as u64;
+        put(&*repository.backend, &name, Bytes::from(bytes))
+            .await
+            .map_err(|error| StoreError::io("write", &name, error))?;
+        add(&self.sink.counters.stored_bytes, length);
+        Ok(manifest.id)
     }
 }

@@ -1,0 +1,467 @@
+//! Packs: sealed chunks one after the other, and a sealed directory at the end.
+//!
+//! ```text
+//! header | frame 0 | frame 1 | ... | directory frame | trailer
+//! frame: length u32, CRC-32 u32, sealed bytes
+//! ```
+//! The CRC-32 finds damage without the key. Every pack has its own key, from its own random salt; the nonce of a frame
+//! is its number, and the directory has the number after the last frame.
+
+use ring::aead::{Aad, LessSafeKey};
+
+use crate::keys::frame_nonce;
+use crate::payload::{FRAME_HEADER_BYTES, unpack};
+use crate::wire::{Fields, PREAMBLE_BYTES, put_crc, put_preamble};
+use crate::{ChunkId, ChunkKind, FORMAT_VERSION, FormatError, Keys, PackId, PackSalt, Payload, RepositoryId};
+
+const MAGIC: &[u8; 8] = b"XVLTPACK";
+const END_MAGIC: &[u8; 8] = b"XVLTPEND";
+const PURPOSE: &str = "pack";
+const DIRECTORY_KIND: u8 = 255;
+const TAG_BYTES: usize = 16;
+const ENTRY_BYTES: usize = 45;
+
+/// Length of a pack's header.
+pub const PACK_HEADER_BYTES: usize = PREAMBLE_BYTES + 16 + 32 + 4;
+/// Length of a pack's trailer.
+pub const PACK_TRAILER_BYTES: usize = 24;
+/// Largest pack.
+pub const MAX_PACK_BYTES: usize = 32 * 1024 * 1024;
+/// Most chunks in a pack.
+pub const MAX_PACK_FRAMES: usize = 65_535;
+/// What a frame adds to a payload, in bytes.
+pub const FRAME_OVERHEAD_BYTES: usize = FRAME_HEADER_BYTES + TAG_BYTES;
+
+/// Where a chunk lies within its pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Offset of the frame in bytes.
+    pub offset: u32,
+    /// Length of the whole frame in bytes.
+    pub length: u32,
+    /// Number of the frame, which is its nonce.
+    pub frame: u16,
+}
+
+/// One line of a pack's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryEntry {
+    /// The chunk.
+    pub id: ChunkId,
+    /// What it holds.
+    pub kind: ChunkKind,
+    /// Where it lies.
+    pub placement: Placement,
+    /// Length of the plain chunk in bytes.
+    pub plain_length: u32,
+}
+
+/// Builds one pack.
+#[derive(Debug)]
+pub struct PackEncoder {
+    id: PackId,
+    salt: PackSalt,
+    key: LessSafeKey,
+    offset: usize,
+    entries: Vec<DirectoryEntry>,
+}
+
+impl PackEncoder {
+    /// Begins a pack; also returns its header, the first bytes of the object.
+    ///
+    /// # Errors
+    /// [`FormatError::Cryptography`].
+    pub fn new(keys: &Keys, salt: PackSalt) -> Result<(Self, Vec<u8>), FormatError> {
+        let key = keys.sealing_key(&salt.0, PURPOSE)?;
+        let header = PackHeader { repository: keys.repository(), salt }.encode();
+        Ok((Self { id: salt.pack_id(), salt, key, offset: header.len(), entries: Vec::new() }, header))
+    }
+
+    /// Name of the pack.
+    pub fn id(&self) -> PackId {
+        self.id
+    }
+
+    /// Salt of the pack.
+    pub fn salt(&self) -> PackSalt {
+        self.salt
+    }
+
+    /// What was appended so far.
+    pub fn entries(&self) -> &[DirectoryEntry] {
+        &self.entries
+    }
+
+    /// Length of the object if it ended now, in bytes.
+    pub fn final_length(&self) -> usize {
+        self.offset + FRAME_OVERHEAD_BYTES + 4 + self.entries.len() * ENTRY_BYTES + PACK_TRAILER_BYTES
+    }
+
+    /// Whether a chunk of this length still fits.
+    pub fn has_room_for(&self, payload: &Payload) -> bool {
+        self.entries.len() < MAX_PACK_FRAMES
+            && self.final_length() + payload.body_length() + FRAME_OVERHEAD_BYTES + ENTRY_BYTES <= MAX_PACK_BYTES
+    }
+
+    /// Seals a chunk; returns its frame, the next bytes of the object.
+    ///
+    /// # Errors
+    /// [`FormatError::PackFull`] if it does not fit (the pack is unchanged); [`FormatError::Cryptography`].
+    pub fn append(&mut self, id: ChunkId, kind: ChunkKind, payload: Payload) -> Result<Vec<u8>, FormatError> {
+        if !self.has_room_for(&payload) {
+            return Err(FormatError::PackFull);
+        }
+        let number = u16::try_from(self.entries.len()).map_err(|_| FormatError::PackFull)?;
+        let plain_length = payload.plain_length();
+        let frame = seal_frame(&self.key, number.into(), &chunk_aad(&id, kind), payload.frame)?;
+        let placement = Placement {
+            offset: u32::try_from(self.offset).map_err(|_| FormatError::PackFull)?,
+            length: u32::try_from(frame.len()).map_err(|_| FormatError::PackFull)?,
+            frame: number,
+        };
+        self.offset += frame.len();
+        self.entries.push(DirectoryEntry { id, kind, placement, plain_length });
+        Ok(frame)
+    }
+
+    /// Ends the pack; returns its directory and trailer, the last bytes of the object, and what it holds.
+    ///
+    /// # Errors
+    /// [`FormatError::Cryptography`].
+    pub fn finish(self) -> Result<(Vec<u8>, Vec<DirectoryEntry>), FormatError> {
+        let full = |_| FormatError::PackFull;
+        let count = u32::try_from(self.entries.len()).map_err(full)?;
+        let mut body = vec![0; FRAME_HEADER_BYTES];
+        body.reserve(4 + self.entries.len() * ENTRY_BYTES + TAG_BYTES + PACK_TRAILER_BYTES);
+        body.extend_from_slice(&count.to_le_bytes());
+        for entry in &self.entries {
+            body.extend_from_slice(entry.id.as_bytes());
+            body.push(entry.kind.code());
+            for number in [entry.placement.offset, entry.placement.length, entry.plain_length] {
+                body.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        let mut out = seal_frame(&self.key, count, &directory_aad(&self.id), body)?;
+        let trailer = PackTrailer {
+            directory_offset: u32::try_from(self.offset).map_err(full)?,
+            directory_length: u32::try_from(out.len()).map_err(full)?,
+            frames: count,
+        };
+        out.extend_from_slice(&trailer.encode());
+        Ok((out, self.entries))
+    }
+}
+
+/// The first bytes of a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackHeader {
+    /// The repository that it belongs to.
+    pub repository: RepositoryId,
+    /// The pack's salt.
+    pub salt: PackSalt,
+}
+
+impl PackHeader {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(PACK_HEADER_BYTES);
+        put_preamble(&mut out, MAGIC);
+        out.extend_from_slice(self.repository.as_bytes());
+        out.extend_from_slice(&self.salt.0);
+        put_crc(&mut out);
+        out
+    }
+
+    /// Reads the first [`PACK_HEADER_BYTES`] of a pack.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "pack header";
+        let mut fields = Fields::new(WHAT, crate::wire::checked_body(WHAT, MAGIC, bytes)?);
+        fields.preamble(MAGIC)?;
+        let header = Self { repository: RepositoryId::from_bytes(fields.array()?), salt: PackSalt(fields.array()?) };
+        fields.end()?;
+        Ok(header)
+    }
+}
+
+/// The last bytes of a pack: where its directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackTrailer {
+    /// Offset of the directory's frame in bytes.
+    pub directory_offset: u32,
+    /// Length of the directory's frame in bytes.
+    pub directory_length: u32,
+    /// Chunks in the pack, which is also the number of the directory's frame.
+    pub frames: u32,
+}
+
+impl PackTrailer {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(PACK_TRAILER_BYTES);
+        for number in [self.directory_offset, self.directory_length, self.frames] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        put_crc(&mut out);
+        out.extend_from_slice(END_MAGIC);
+        out
+    }
+
+    /// Reads the last [`PACK_TRAILER_BYTES`] of a pack that is `pack_length` bytes long.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the bytes, lengths that do not add up included.
+    pub fn decode(bytes: &[u8], pack_length: u64) -> Result<Self, FormatError> {
+        const WHAT: &str = "pack trailer";
+        let mut fields = Fields::new(WHAT, bytes);
+        let body = fields.take(12)?;
+        let (found, computed) = (fields.u32()?, crc32fast::hash(body));
+        if fields.take(8)? != END_MAGIC {
+            return Err(FormatError::Magic { what: WHAT });
+        }
+        fields.end()?;
+        if found != computed {
+            return Err(FormatError::Checksum { what: WHAT, found, computed });
+        }
+        let mut fields = Fields::new(WHAT, body);
+        let trailer = Self { directory_offset: fields.u32()?, directory_length: fields.u32()?, frames: fields.u32()? };
+        if trailer.frames as usize > MAX_PACK_FRAMES {
+            let (found, limit) = (trailer.frames.into(), MAX_PACK_FRAMES as u64);
+            return Err(FormatError::Limit { what: WHAT, field: "frames", found, limit });
+        }
+        let expected = FRAME_OVERHEAD_BYTES as u64 + 4 + u64::from(trailer.frames) * ENTRY_BYTES as u64;
+        if u64::from(trailer.directory_length) != expected {
+            return Err(FormatError::Field {
+                what: WHAT,
+                field: "directory length",
+                found: trailer.directory_length.into(),
+            });
+        }
+        let end = u64::from(trailer.directory_offset) + expected + PACK_TRAILER_BYTES as u64;
+        if end != pack_length || pack_length > MAX_PACK_BYTES as u64 {
+            return Err(FormatError::Field { what: WHAT, field: "length of the pack", found: pack_length });
+        }
+        Ok(trailer)
+    }
+}
+
+/// Opens the frames of one pack.
+#[derive(Clone, Debug)]
+pub struct PackKey {
+    id: PackId,
+    key: LessSafeKey,
+}
+
+impl PackKey {
+    /// Derives the key of the pack with this salt.
+    ///
+    /// # Errors
+    /// [`FormatError::Cryptography`].
+    pub fn derive(keys: &Keys, salt: &PackSalt) -> Result<Self, FormatError> {
+        Ok(Self { id: salt.pack_id(), key: keys.sealing_key(&salt.0, PURPOSE)? })
+    }
+
+    /// Opens a frame: checksum, seal, compression, and the hash that names the chunk.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the bytes; [`FormatError::WrongContent`] if it is another chunk.
+    pub fn open(
+        &self,
+        keys: &Keys,
+        id: &ChunkId,
+        kind: ChunkKind,
+        number: u16,
+        frame: Vec<u8>,
+    ) -> Result<Vec<u8>, FormatError> {
+        let mut frame = frame;
+        let body = open_frame("chunk", &self.key, number.into(), &chunk_aad(id, kind), &mut frame)?;
+        unpack(keys, kind, id, body)
+    }
+
+    /// Opens the directory's frame.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the bytes.
+    pub fn open_directory(&self, trailer: &PackTrailer, frame: Vec<u8>) -> Result<Vec<DirectoryEntry>, FormatError> {
+        const WHAT: &str = "pack directory";
+        let mut frame = frame;
+        let body = open_frame(WHAT, &self.key, trailer.frames, &directory_aad(&self.id), &mut frame)?;
+        let mut fields = Fields::new(WHAT, body);
+        let count = fields.limited("chunks", MAX_PACK_FRAMES)?;
+        let mut entries = Vec::new();
+        for number in 0..count {
+            let id = ChunkId::from_bytes(fields.array()?);
+            let code = fields.u8()?;
+            let kind = ChunkKind::from_code(code).ok_or(FormatError::Field {
+                what: WHAT,
+                field: "kind",
+                found: code.into(),
+            })?;
+            let (offset, length, plain_length) = (fields.u32()?, fields.u32()?, fields.u32()?);
+            let frame = u16::try_from(number).map_err(|_| FormatError::PackFull)?;
+            entries.push(DirectoryEntry { id, kind, placement: Placement { offset, length, frame }, plain_length });
+        }
+        fields.end()?;
+        Ok(entries)
+    }
+}
+
+fn chunk_aad(id: &ChunkId, kind: ChunkKind) -> Vec<u8> {
+    aad(id.as_bytes(), kind.code())
+}
+
+fn directory_aad(id: &PackId) -> Vec<u8> {
+    aad(id.as_bytes(), DIRECTORY_KIND)
+}
+
+fn aad(name: &[u8], kind: u8) -> Vec<u8> {
+    let mut aad = name.to_vec();
+    aad.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    aad.push(kind);
+    aad
+}
+
+/// Seals what stands after the room for the frame's header, and fills the header.
+fn seal_frame(key: &LessSafeKey, counter: u32, aad: &[u8], mut frame: Vec<u8>) -> Result<Vec<u8>, FormatError> {
+    let body = frame.get_mut(FRAME_HEADER_BYTES..).ok_or(FormatError::Cryptography)?;
+    let tag = key
+        .seal_in_place_separate_tag(frame_nonce(counter), Aad::from(aad), body)
+        .map_err(|_| FormatError::Cryptography)?;
+    frame.extend_from_slice(tag.as_ref());
+    let length = u32::try_from(frame.len() - FRAME_HEADER_BYTES).map_err(|_| FormatError::PackFull)?.to_le_bytes();
+    let crc = frame_crc(length, frame.get(FRAME_HEADER_BYTES..).unwrap_or_default()).to_le_bytes();
+    frame.iter_mut().zip(length.into_iter().chain(crc)).for_each(|(to, from)| *to = from);
+    Ok(frame)
+}
+
+fn open_frame<'a>(
+    what: &'static str,
+    key: &LessSafeKey,
+    counter: u32,
+    aad: &[u8],
+    frame: &'a mut [u8],
+) -> Result<&'a [u8], FormatError> {
+    let total = frame.len();
+    let mut fields = Fields::new(what, frame);
+    let length = fields.array::<4>()?;
+    let found = fields.u32()?;
+    let wanted = u64::from(u32::from_le_bytes(length)) + FRAME_HEADER_BYTES as u64;
+    if wanted != total as u64 {
+        return Err(FormatError::Truncated { what, wanted, found: total as u64 });
+    }
+    let sealed = frame.get_mut(FRAME_HEADER_BYTES..).unwrap_or_default();
+    let computed = frame_crc(length, sealed);
+    if found != computed {
+        return Err(FormatError::Checksum { what, found, computed });
+    }
+    let opened = key.open_in_place(frame_nonce(counter), Aad::from(aad), sealed);
+    opened.map(|body| &*body).map_err(|_| FormatError::Authentication { what })
+}
+
+fn frame_crc(length: [u8; 4], sealed: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&length);
+    crc.update(sealed);
+    crc.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Compressor;
+    use crate::testing::{each_flip, golden, keys, noise};
+
+    fn pack(chunks: &[(ChunkKind, Vec<u8>)]) -> (Vec<u8>, Vec<DirectoryEntry>) {
+        let (mut encoder, mut bytes) = PackEncoder::new(&keys(), PackSalt([5; 32])).unwrap();
+        for (kind, plain) in chunks {
+            let payload = Compressor::new(3).unwrap().prepare(plain).unwrap();
+            bytes.extend(encoder.append(keys().chunk_id(*kind, plain), *kind, payload).unwrap());
+        }
+        let expected = encoder.final_length();
+        let (end, entries) = encoder.finish().unwrap();
+        bytes.extend(end);
+        assert_eq!(bytes.len(), expected);
+        (bytes, entries)
+    }
+
+    fn open_all(bytes: &[u8]) -> Result<Vec<(DirectoryEntry, Vec<u8>)>, FormatError> {
+        let header = PackHeader::decode(bytes.get(..PACK_HEADER_BYTES).unwrap_or(bytes))?;
+        let split = bytes.len() - PACK_TRAILER_BYTES;
+        let trailer = PackTrailer::decode(&bytes[split..], bytes.len() as u64)?;
+        let key = PackKey::derive(&keys(), &header.salt)?;
+        let directory = key.open_directory(&trailer, bytes[trailer.directory_offset as usize..split].to_vec())?;
+        let open = |entry: DirectoryEntry| {
+            let Placement { offset, length, frame } = entry.placement;
+            let sealed = bytes[offset as usize..(offset + length) as usize].to_vec();
+            Ok((entry, key.open(&keys(), &entry.id, entry.kind, frame, sealed)?))
+        };
+        directory.into_iter().map(open).collect()
+    }
+
+    #[test]
+    fn the_bytes_of_a_pack_are_fixed() {
+        let chunks = [(ChunkKind::Data, noise(1, 4096)), (ChunkKind::Blob, vec![7; 4096])];
+        let (bytes, entries) = pack(&chunks);
+        golden("pack", &bytes);
+        let opened = open_all(&bytes).unwrap();
+        assert_eq!(opened.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), entries);
+        assert!(opened.iter().zip(&chunks).all(|((_, plain), (_, expected))| plain == expected));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let (bytes, _) = pack(&[(ChunkKind::Data, noise(1, 64)), (ChunkKind::Map, vec![7; 400])]);
+        each_flip(&bytes, |hurt| assert!(open_all(hurt).is_err()));
+    }
+
+    #[test]
+    fn a_frame_opens_only_as_what_it_was_sealed() {
+        let (bytes, entries) = pack(&[(ChunkKind::Data, noise(1, 64)), (ChunkKind::Data, noise(2, 64))]);
+        let key = PackKey::derive(&keys(), &PackSalt([5; 32])).unwrap();
+        let at = entries[0].placement;
+        let frame = bytes[at.offset as usize..(at.offset + at.length) as usize].to_vec();
+        let open = |id, kind, number| key.open(&keys(), id, kind, number, frame.clone());
+        assert!(open(&entries[0].id, ChunkKind::Data, 0).is_ok());
+        for wrong in [
+            open(&entries[1].id, ChunkKind::Data, 0),
+            open(&entries[0].id, ChunkKind::Map, 0),
+            open(&entries[0].id, ChunkKind::Data, 1),
+        ] {
+            assert!(matches!(wrong, Err(FormatError::Authentication { .. })));
+        }
+    }
+
+    #[test]
+    fn a_full_pack_refuses_and_stays_within_its_limit() {
+        let (mut encoder, header) = PackEncoder::new(&keys(), PackSalt([6; 32])).unwrap();
+        let mut compressor = Compressor::new(1).unwrap();
+        let plain = noise(9, MAX_PACK_BYTES / 32);
+        let mut length = header.len();
+        let full = (0..40_u8).find_map(|n| {
+            let payload = compressor.prepare(&plain).unwrap();
+            match encoder.append(ChunkId::from_bytes([n; 32]), ChunkKind::Data, payload) {
+                Ok(frame) => {
+                    length += frame.len();
+                    None
+                }
+                Err(error) => Some(error),
+            }
+        });
+        assert!(matches!(full, Some(FormatError::PackFull)));
+        let (end, entries) = encoder.finish().unwrap();
+        assert_eq!(entries.len(), 31);
+        assert!(length + end.len() <= MAX_PACK_BYTES);
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), number in any::<u16>()) {
+            let _ = PackHeader::decode(&bytes);
+            let _ = PackTrailer::decode(&bytes, bytes.len() as u64);
+            let key = PackKey::derive(&keys(), &PackSalt([5; 32])).unwrap();
+            let _ = key.open(&keys(), &ChunkId::from_bytes([0; 32]), ChunkKind::Data, number, bytes);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A folder of a local file system.
+//!
+//! An object is written to a file of its own under `tmp/`, which is locked while its writer lives; then the file is
+//! synced, renamed to its name, and the folder synced, as are the folders that had to be made. So an object is either
+//! complete and durable, or not there. (`object_store`'s local file system can sync too since its option of that name
+//! exists, but gives no file to map and no way to tell a dead writer's temporary file from a living one's.)
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use uuid::Uuid;
+
+use super::{Backend, Upload};
+
+const TEMPORARY: &str = "tmp";
+
+/// A folder as a place for objects.
+#[derive(Clone, Debug)]
+pub struct LocalFolder {
+    root: PathBuf,
+}
+
+impl LocalFolder {
+    /// The folder at `root`, which need not exist before the first object is written.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+}
+
+impl Backend for LocalFolder {
+    fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Upload>>> {
+        let (root, target) = (self.root.clone(), self.root.join(name));
+        blocking(move || {
+            make_folder(&root)?;
+            make_folder(&root.join(TEMPORARY))?;
+            let (file, temporary) = create_locked(&root.join(TEMPORARY))?;
+            Ok(Box::new(LocalUpload { file: Some(file), temporary, target }) as Box<dyn Upload>)
+        })
+        .boxed()
+    }
+
+    fn read<'a>(&'a self, name: &'a str, offset: u64, length: usize) -> BoxFuture<'a, io::Result<Vec<u8>>> {
+        let path = self.root.join(name);
+        blocking(move || {
+            let file = File::open(path)?;
+            // The length may come from a damaged object; the file's own length bounds what is allocated.
+            let room = file.metadata()?.len().saturating_sub(offset);
+            if room < length as u64 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, offset)?;
+            Ok(bytes)
+        })
+        .boxed()
+    }
+
+    fn length<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<u64>> {
+        let path = self.root.join(name);
+        blocking(move || fs::metadata(path).map(|metadata| metadata.len())).boxed()
+    }
+
+    fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, io::Result<Vec<String>>> {
+        let (root, folder) = (self.root.clone(), folder.to_owned());
+        blocking(move || {
+            let mut names = Vec::new();
+            walk(&root, &folder, &mut names)?;
+            names.sort_unstable();
+            Ok(names)
+        })
+        .boxed()
+    }
+
+    fn clean<'a>(&'a self) -> BoxFuture<'a, io::Result<()>> {
+        let folder = self.root.join(TEMPORARY);
+        blocking(move || remove_abandoned(&folder)).boxed()
+    }
+
+    fn local_path(&self, name: &str) -> Option<PathBuf> {
+        Some(self.root.join(name))
+    }
+
+    fn location(&self) -> PathBuf {
+        self.root.clone()
+    }
+}
+
+struct LocalUpload {
+    /// Gone while a write is under way; a write that was dropped half way so spoils the upload.
+    file: Option<File>,
+    temporary: PathBuf,
+    target: PathBuf,
+}
+
+impl LocalUpload {
+    fn take_file(&mut self) -> io::Result<File> {
+        self.file.take().ok_or_else(|| io::Error::other("an earlier write of this object did not end"))
+    }
+}
+
+impl Upload for LocalUpload {
+    fn write(&mut self, data: Bytes) -> BoxFuture<'_, io::Result<()>> {
+        async move {
+            let mut file = self.take_file()?;
+            self.file = Some(blocking(move || file.write_all(&data).map(|()| file)).await?);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn finish(mut self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
+        async move {
+            let file = self.take_file()?;
+            blocking(move || {
+                let folder = self.target.parent().unwrap_or(Path::new("/"));
+                file.sync_all()?;
+                make_folder(folder)?;
+                fs::rename(&self.temporary, &self.target)?;
+                sync_folder(folder)
+            })
+            .await
+        }
+        .boxed()
+    }
+}
+
+impl Drop for LocalUpload {
+    fn drop(&mut self) {
+        // After a rename there is nothing under this name. A file that can not be removed is swept by the next writer.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Runs what may block off the async threads. If the runtime ends first, that is an error and not a panic.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn create_locked(folder: &Path) -> io::Result<(File, PathBuf)> {
+    loop {
+        let path = folder.join(Uuid::new_v4().simple().to_string());
+        let file = File::options().write(true).create_new(true).open(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            // Somebody's clean-up was faster and is about to remove the file.
+            Err(fs::TryLockError::WouldBlock) => continue,
+            // A file system without locks: others can not tell that we live, and neither remove.
+            Err(fs::TryLockError::Error(_)) => return Ok((file, path)),
+        }
+        if path.try_exists()? {
+            return Ok((file, path));
+        }
+    }
+}
+
+fn remove_abandoned(folder: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let Ok(file) = File::open(&path) else { continue };
+        if file.try_lock().is_ok() {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes a folder and those above it, each of them durable.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_folder(parent)?;
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn walk(root: &Path, folder: &str, names: &mut Vec<String>) -> io::Result<()> {
+    let entries = match fs::read_dir(root.join(folder)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        // Names that are not UTF-8 are none of ours.
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let name = format!("{folder}/{name}");
+        if entry.file_type()?.is_dir() {
+            walk(root, &name, names)?;
+        } else {
+            names.push(name);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{get, put};
+
+    #[tokio::test]
+    async fn an_object_appears_only_when_it_is_finished() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = LocalFolder::new(folder.path().join("new"));
+        let mut upload = backend.create("packs/00/a").await.unwrap();
+        upload.write(Bytes::from_static(b"half")).await.unwrap();
+        assert!(backend.list("packs").await.unwrap().is_empty());
+        upload.write(Bytes::from_static(b" and half")).await.unwrap();
+        upload.finish().await.unwrap();
+        assert_eq!(backend.list("packs").await.unwrap(), ["packs/00/a"]);
+        assert_eq!(get(&backend, "packs/00/a", 100).await.unwrap(), b"half and half");
+        assert!(get(&backend, "packs/00/a", 10).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn clean_up_spares_uploads_that_live() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = LocalFolder::new(folder.path());
+        let mut living = backend.create("b").await.unwrap();
+        fs::write(folder.path().join("tmp/left-behind"), "x").unwrap();
+        backend.clean().await.unwrap();
+        assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 1);
+        living.write(Bytes::from_static(b"data")).await.unwrap();
+        living.finish().await.unwrap();
+        drop(backend.create("c").await.unwrap());
+        assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+        put(&backend, "b", Bytes::new()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn reading_past_the_end_allocates_nothing_and_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = LocalFolder::new(folder.path());
+        put(&backend, "a", Bytes::from_static(b"abc")).await.unwrap();
+        let error = backend.read("a", 1, usize::MAX / 2).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

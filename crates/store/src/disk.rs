@@ -1,0 +1,552 @@
+//! Writing one disk: cutting, over a base where there is one.
+//!
+//! The writer goes over the disk from left to right. What is handed in is cut; what lies between comes from the base:
+//! whole leaves are skipped, whole chunks are taken over by their ids, and only where a change has broken a chunk are
+//! its unchanged bytes read back and cut again, up to the next cut that stands in the base too. Cutting depends on
+//! nothing before the last cut, so from there on the base's chunks are right again.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+use xenvault_block::ByteRange;
+use xenvault_store_format::{
+    BLOCK_BYTES, ChunkId, ChunkKind, Chunker, CutChunk, CutRule, DiskMapRef, LEAF_BLOCKS, LeafEntry, LeafPage,
+    leaves_of,
+};
+
+use crate::counters::{add, add_time};
+use crate::map::MapReader;
+use crate::packs::Sink;
+use crate::tree::TreeBuilder;
+use crate::{DiskReader, StoreError};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Bytes that are cut in one piece of work.
+const PIECE_BYTES: u64 = 1024 * 1024;
+
+/// How a disk is written.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskOptions {
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    /// The map of the base point. With it, what is never written keeps the base's content; without, it is zero.
+    /// The base may be smaller than the disk (bytes beyond it were zero), never larger.
+    pub base: Option<DiskMapRef>,
+}
+
+/// What one disk cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiskStats {
+    /// Bytes handed in, zeros that were declared included.
+    pub read_bytes: u64,
+    /// Bytes in all-zero blocks.
+    pub zero_bytes: u64,
+    /// Bytes of chunks that the repository knew already.
+    pub dedup_bytes: u64,
+    /// Plain bytes of new chunks.
+    pub new_bytes: u64,
+    /// Unchanged bytes read back from the repository.
+    pub base_bytes: u64,
+    /// New map pages.
+    pub new_pages: u64,
+}
+
+/// A disk that was written to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiskResult {
+    /// The content, for the point's manifest.
+    pub map: DiskMapRef,
+    /// What it cost.
+    pub stats: DiskStats,
+}
+
+/// Writes one disk in ascending order. Several disks of one [`crate::Writer`] may be written at the same time.
+#[derive(Debug)]
+pub struct DiskWriter {
+    sink: Arc<Sink>,
+    virtual_size: u64,
+    base: Option<MapReader>,
+    tree: TreeBuilder,
+    /// Away while a piece is being cut.
+    chunker: Option<Chunker>,
+    /// A call has begun and not ended well: bytes may be missing, so the disk can not be finished.
+    broken: bool,
+    /// Every block before this one is dealt with.
+    position: u64,
+    leaf: Option<OpenLeaf>,
+    partial: Option<PartialBlock>,
+    /// First byte that may still be handed in.
+    next_byte: u64,
+    stats: DiskStats,
+}
+
+/// The leaf that `position` lies in, as far as it is decided.
+#[derive(Debug)]
+struct OpenLeaf {
+    number: u64,
+    base: Option<Arc<LeafPage>>,
+    decided: LeafPage,
+}
+
+impl OpenLeaf {
+    fn first_block(&self) -> u64 {
+        self.number * LEAF_BLOCKS
+    }
+
+    /// The run of the base that holds the block, with the run's first block on the disk.
+    fn base_run(&self, block: u64) -> (u64, LeafEntry) {
+        let wanted = block - self.first_block();
+        let runs = self.base.iter().flat_map(|page| page.placed());
+        let mut covered = 0;
+        for (at, entry) in runs {
+            covered = at + u64::from(entry.blocks);
+            if covered > wanted {
+                return (self.first_block() + at, entry);
+            }
+        }
+        let rest = u16::try_from(LEAF_BLOCKS - covered).unwrap_or(u16::MAX);
+        (self.first_block() + covered, LeafEntry { blocks: rest, chunk: None })
+    }
+
+    /// Takes the next chunk over; what lies between it and the one before is zero.
+    fn decide(&mut self, block: u64, id: ChunkId, blocks: u64) -> Result<(), StoreError> {
+        let hole = (block - self.first_block()).saturating_sub(self.decided.covered_blocks());
+        let placed = self.decided.push_hole(hole).and_then(|()| self.decided.push_chunk(id, blocks));
+        placed.map_err(|error| StoreError::format("map page in the making", error))
+    }
+}
+
+/// A block of which only a part was handed in so far. The rest is the base's.
+#[derive(Debug)]
+struct PartialBlock {
+    number: u64,
+    bytes: Vec<u8>,
+}
+
+/// What comes after the unchanged blocks that are being gone over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Data,
+    Zeros,
+    End,
+}
+
+impl DiskWriter {
+    pub(crate) async fn begin(sink: Arc<Sink>, options: DiskOptions) -> Result<Self, StoreError> {
+        let DiskOptions { virtual_size, base } = options;
+        if let Some(base) = base.filter(|base| base.virtual_size > virtual_size) {
+            let what = format!(
+                "a disk of {virtual_size} bytes can not have a base of {} bytes: read a disk that has shrunk as a whole",
+                base.virtual_size
+            );
+            return Err(StoreError::Misuse { what });
+        }
+        let base = base.map(|base| MapReader::new(Arc::clone(&sink.repository), base));
+        let tree = TreeBuilder::begin(Arc::clone(&sink), virtual_size, base.clone()).await?;
+        let rule = CutRule::new(&sink.repository.keys, &sink.repository.config);
+        Ok(Self {
+            sink,
+            virtual_size,
+            base,
+            tree,
+            chunker: Some(Chunker::new(rule, 0)),
+            broken: false,
+            position: 0,
+            leaf: None,
+            partial: None,
+            next_byte: 0,
+            stats: DiskStats::default(),
+        })
+    }
+
+    /// Hands in the content of the bytes at `offset`. Waits while too much is on its way.
+    ///
+    /// Calls come in ascending order and do not overlap; any alignment works, whole 4 KiB blocks are cheapest.
+    /// If the call is dropped half way or fails, the disk can not be finished afterwards.
+    ///
+    /// # Errors
+    /// [`StoreError::Misuse`] if the order is broken or the disk's end passed; [`StoreError::Full`],
+    /// [`StoreError::Backend`], [`StoreError::WriterFailed`]; [`StoreError::DiskRange`] if the base can not be read.
+    pub async fn write(&mut self, offset: u64, data: Bytes) -> Result<(), StoreError> {
+        let range = self.accept(offset, data.len() as u64)?;
+        let (mut at, mut rest) = (range.start(), data);
+        while !rest.is_empty() {
+            let within = at % BLOCK;
+            let whole = rest.len() as u64 / BLOCK * BLOCK;
+            let length = if within != 0 || whole == 0 { (BLOCK - within).min(rest.len() as u64) } else { whole };
+            let part = rest.split_to(usize::try_from(length).unwrap_or(usize::MAX).min(rest.len()));
+            if within != 0 || whole == 0 {
+                self.overlay(at, &part).await?;
+            } else {
+                self.settle_partial(None).await?;
+                self.go_to(at / BLOCK, Then::Data).await?;
+                self.cut(part).await?;
+            }
+            at += length;
+        }
+        self.broken = false;
+        Ok(())
+    }
+
+    /// Declares that `range` is zero. As [`Self::write`] with zeros, at no cost for whole blocks.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn zero(&mut self, range: ByteRange) -> Result<(), StoreError> {
+        let range = self.accept(range.start(), range.len())?;
+        let whole_start = range.start().next_multiple_of(BLOCK).min(range.end());
+        // Nothing lies behind the end of the disk, so its last block counts as whole.
+        let whole_end = if range.end() == self.virtual_size { range.end() } else { range.end() / BLOCK * BLOCK };
+        if whole_start >= whole_end {
+            self.overlay_zeros(range).await?;
+            self.broken = false;
+            return Ok(());
+        }
+        if range.start() < whole_start {
+            self.overlay_zeros(ByteRange::new(range.start(), whole_start).unwrap_or(range)).await?;
+        }
+        self.settle_partial(None).await?;
+        let (first, end) = (whole_start / BLOCK, whole_end.div_ceil(BLOCK));
+        self.go_to(first, Then::Zeros).await?;
+        self.cut_zeros(end).await?;
+        self.count_zeros(whole_end - whole_start);
+        if whole_end < range.end() {
+            self.overlay_zeros(ByteRange::new(whole_end, range.end()).unwrap_or(range)).await?;
+        }
+        self.broken = false;
+        Ok(())
+    }
+
+    /// Completes the map. The content is durable only after [`crate::Writer::publish`].
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn finish(mut self) -> Result<DiskResult, StoreError> {
+        self.accept(self.next_byte, 0)?;
+        self.settle_partial(None).await?;
+        self.go_to(self.virtual_size.div_ceil(BLOCK), Then::End).await?;
+        let last = self.chunker_mut()?.cut();
+        self.place(last).await?;
+        self.close_leaf().await?;
+        self.sink.check()?;
+        let (map, new_pages) = self.tree.finish().await?;
+        self.stats.new_pages = new_pages;
+        Ok(DiskResult { map, stats: self.stats })
+    }
+
+    fn accept(&mut self, offset: u64, length: u64) -> Result<ByteRange, StoreError> {
+        self.sink.check()?;
+        let range = ByteRange::with_length(offset, length).ok();
+        let Some(range) = range.filter(|range| range.end() <= self.virtual_size && offset >= self.next_byte) else {
+            let (next, size) = (self.next_byte, self.virtual_size);
+            let what = format!("{length} bytes at byte {offset} do not follow byte {next} of a disk of {size} bytes");
+            return Err(StoreError::Misuse { what });
+        };
+        if self.broken {
+            let what = "an earlier call on this disk was dropped or failed".to_owned();
+            return Err(StoreError::Misuse { what });
+        }
+        self.broken = true;
+        self.next_byte = range.end();
+        self.stats.read_bytes += length;
+        add(&self.sink.counters.read_bytes, length);
+        Ok(range)
+    }
+
+    fn chunker_mut(&mut self) -> Result<&mut Chunker, StoreError> {
+        let broken = || StoreError::WriterFailed { reason: "a worker thread died".to_owned() };
+        self.chunker.as_mut().ok_or_else(broken)
+    }
+
+    /// Puts bytes into a part of one block.
+    async fn overlay(&mut self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        let number = offset / BLOCK;
+        self.settle_partial(Some(number)).await?;
+        let mut block = match self.partial.take() {
+            Some(block) => block,
+            None => PartialBlock { number, bytes: self.base_block(number).await? },
+        };
+        let at = usize::try_from(offset % BLOCK).unwrap_or_default();
+        block.bytes.iter_mut().skip(at).zip(data).for_each(|(to, from)| *to = *from);
+        self.partial = Some(block);
+        Ok(())
+    }
+
+    async fn overlay_zeros(&mut self, range: ByteRange) -> Result<(), StoreError> {
+        let zeros = [0; BLOCK_BYTES];
+        let mut at = range.start();
+        while at < range.end() {
+            let length = (BLOCK - at % BLOCK).min(range.end() - at);
+            let data = zeros.get(..usize::try_from(length).unwrap_or_default()).unwrap_or_default();
+            self.overlay(at, data).await?;
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// Cuts the block that was handed in by parts, unless it is block `but`.
+    async fn settle_partial(&mut self, but: Option<u64>) -> Result<(), StoreError> {
+        match self.partial.take() {
+            Some(block) if Some(block.number) != but => {
+                self.go_to(block.number, Then::Data).await?;
+                self.cut(block.bytes.into()).await
+            }
+            kept => {
+                self.partial = kept;
+                Ok(())
+            }
+        }
+    }
+
+    async fn base_block(&self, number: u64) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        if let Some(base) = &self.base {
+            let size = base.map().virtual_size;
+            let whole = ByteRange::with_length(number * BLOCK, BLOCK).unwrap_or(ByteRange::up_to(0));
+            if let Some(range) = whole.intersect(ByteRange::up_to(size)) {
+                let reader = DiskReader::new(Arc::clone(&base.repository), *base.map());
+                let read = reader.read_at(range).await?;
+                bytes.iter_mut().zip(read.iter()).for_each(|(to, from)| *to = *from);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Goes over unchanged blocks up to `block`.
+    async fn go_to(&mut self, block: u64, then: Then) -> Result<(), StoreError> {
+        while self.position < block {
+            if self.leaf.is_none() {
+                let (leaf, target) = (self.position / LEAF_BLOCKS, block / LEAF_BLOCKS);
+                if target > leaf {
+                    // Between leaves no chunk is open; what is not opened stays the base's.
+                    self.position = target * LEAF_BLOCKS;
+                    continue;
+                }
+                // A disk may end within a leaf.
+                if then == Then::End {
+                    self.position = block;
+                    return Ok(());
+                }
+            }
+            let leaf_end = self.open_leaf().await?;
+            let stop = block.min(leaf_end);
+            // At the end of a leaf every cut stands, whatever comes next.
+            self.keep(stop, if stop == leaf_end { Then::End } else { then }).await?;
+            if self.position == leaf_end {
+                self.close_leaf().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the leaf at the position, if it is not open; returns the first block after it.
+    async fn open_leaf(&mut self) -> Result<u64, StoreError> {
+        let number = self.position / LEAF_BLOCKS;
+        if self.leaf.is_none() {
+            let base = match &self.base {
+                Some(base) => base.leaf(number).await?,
+                None => None,
+            };
+            let first = number * LEAF_BLOCKS;
+            self.chunker_mut()?.jump(first);
+            debug_assert_eq!(self.position, first);
+            self.leaf = Some(OpenLeaf { number, base, decided: LeafPage::new() });
+        }
+        Ok((number + 1) * LEAF_BLOCKS)
+    }
+
+    async fn close_leaf(&mut self) -> Result<(), StoreError> {
+        let Some(leaf) = self.leaf.take() else { return Ok(()) };
+        let id = match leaf.decided.encode() {
+            Some(bytes) => Some(self.tree.store_page(bytes).await?),
+            None => None,
+        };
+        self.tree.set_leaf(leaf.number, id).await
+    }
+
+    /// Keeps the base's blocks up to `stop`, which lies in the open leaf.
+    async fn keep(&mut self, stop: u64, then: Then) -> Result<(), StoreError> {
+        while self.position < stop {
+            let Some(leaf) = self.leaf.as_mut() else { return Ok(()) };
+            let (start, run) = leaf.base_run(self.position);
+            let end = start + u64::from(run.blocks);
+            let Some(id) = run.chunk else {
+                let until = end.min(stop);
+                self.pass_zeros(until).await?;
+                continue;
+            };
+            // The cut at the run's end stands if something in the base stood after it; before a hole it may have been
+            // the hole that cut, and data is about to fill that hole.
+            let next_to_filled_hole = end == stop && then == Then::Data && leaf.base_run(end).1.chunk.is_none();
+            let whole = start == self.position && end <= stop && !next_to_filled_hole;
+            if whole && self.chunker.as_ref().is_some_and(Chunker::is_between_chunks) {
+                leaf.decide(start, id, run.blocks.into())?;
+                self.position = end;
+                self.chunker_mut()?.jump(end);
+                continue;
+            }
+            let bytes = self.base_chunk(start, &run, &id).await?;
+            let until = end.min(stop);
+            let (from, to) = ((self.position - start) * BLOCK, (until - start) * BLOCK);
+            let part = bytes.slice(usize::try_from(from).unwrap_or_default()..usize::try_from(to).unwrap_or_default());
+            self.stats.base_bytes += part.len() as u64;
+            add(&self.sink.counters.base_bytes, part.len() as u64);
+            self.cut_in_leaf(part).await?;
+        }
+        Ok(())
+    }
+
+    async fn base_chunk(&self, start: u64, run: &LeafEntry, id: &ChunkId) -> Result<Bytes, StoreError> {
+        let began = Instant::now();
+        let length = u64::from(run.blocks) * BLOCK;
+        let read = self.sink.repository.chunk(id, ChunkKind::Data).await;
+        add_time(&self.sink.counters.base_nanos, began.elapsed());
+        let wrong = |length: usize| StoreError::Damaged {
+            object: format!("chunk {id}"),
+            source: format!("{length} bytes, its map says {}", u64::from(run.blocks) * BLOCK).into(),
+        };
+        let checked =
+            read.and_then(|bytes| if bytes.len() as u64 == length { Ok(bytes) } else { Err(wrong(bytes.len())) });
+        checked.map_err(|error| match ByteRange::with_length(start * BLOCK, length) {
+            Ok(range) => StoreError::DiskRange { range, source: Box::new(error) },
+            Err(_) => error,
+        })
+    }
+
+    /// Cuts whole blocks at the position, over as many leaves as they reach. A block that is not whole is the last
+    /// one of the disk, and is filled with zeros.
+    async fn cut(&mut self, data: Bytes) -> Result<(), StoreError> {
+        let mut rest = data;
+        while !rest.is_empty() {
+            let leaf_end = self.open_leaf().await?;
+            let most = ((leaf_end - self.position) * BLOCK).min(PIECE_BYTES);
+            let part = rest.split_to(usize::try_from(most).unwrap_or(usize::MAX).min(rest.len()));
+            self.cut_in_leaf(part).await?;
+            if self.position == leaf_end {
+                self.close_leaf().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts whole blocks that lie in the open leaf: the piece of work that goes to the worker threads.
+    async fn cut_in_leaf(&mut self, part: Bytes) -> Result<(), StoreError> {
+        let blocks = part.len() as u64 / BLOCK;
+        let mut room = self.sink.room(part.len()).await?;
+        self.chunker_mut()?;
+        let Some(mut chunker) = self.chunker.take() else { return Ok(()) };
+        let sink = Arc::clone(&self.sink);
+        let work = move || {
+            let began = Instant::now();
+            let zeros_before = chunker.zero_blocks();
+            let mut chunks = Vec::new();
+            chunker.push(&part, &mut |chunk| chunks.push(Hashed::offer(&sink, chunk, &mut room)));
+            add_time(&sink.counters.cut_nanos, began.elapsed());
+            let zeros = chunker.zero_blocks() - zeros_before;
+            (chunker, chunks, zeros)
+        };
+        let gone = |_| StoreError::WriterFailed { reason: "a worker thread died".to_owned() };
+        let (chunker, chunks, zeros) = self.sink.pool.run(work).await.map_err(gone)?;
+        self.chunker = Some(chunker);
+        self.position += blocks;
+        self.count_zeros(zeros * BLOCK);
+        chunks.into_iter().try_for_each(|chunk| self.settle(chunk))
+    }
+
+    /// Goes over blocks that were declared zero, up to block `end`.
+    async fn cut_zeros(&mut self, end: u64) -> Result<(), StoreError> {
+        while self.position < end {
+            if self.leaf.is_none() && self.position.is_multiple_of(LEAF_BLOCKS) {
+                let (leaf, last) = (self.position / LEAF_BLOCKS, end / LEAF_BLOCKS);
+                let whole_disk = end == self.virtual_size.div_ceil(BLOCK);
+                let last = if whole_disk { leaves_of(self.virtual_size) } else { last };
+                if last > leaf {
+                    self.drop_leaves(leaf, last).await?;
+                    self.position = (last * LEAF_BLOCKS).min(end);
+                    continue;
+                }
+            }
+            let leaf_end = self.open_leaf().await?;
+            self.pass_zeros(end.min(leaf_end)).await?;
+            if self.position == leaf_end {
+                self.close_leaf().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes over zeros in the open leaf, which end the chunk before them.
+    async fn pass_zeros(&mut self, until: u64) -> Result<(), StoreError> {
+        let count = until - self.position;
+        let ended = self.chunker_mut()?.push_zeros(count);
+        self.place(ended).await?;
+        self.position = until;
+        Ok(())
+    }
+
+    /// Makes whole leaves zero. Costs only for those that are not zero in the base.
+    async fn drop_leaves(&mut self, first: u64, end: u64) -> Result<(), StoreError> {
+        let Some(base) = self.base.clone() else { return Ok(()) };
+        let mut from = first;
+        while let Some((number, _)) = base.next_leaf(from, end).await? {
+            self.tree.set_leaf(number, None).await?;
+            from = number + 1;
+        }
+        Ok(())
+    }
+
+    /// Places a chunk that was cut outside of a worker.
+    async fn place(&mut self, chunk: Option<CutChunk>) -> Result<(), StoreError> {
+        let Some(chunk) = chunk else { return Ok(()) };
+        let mut room = self.sink.room(chunk.bytes.len()).await?;
+        let sink = Arc::clone(&self.sink);
+        let gone = |_| StoreError::WriterFailed { reason: "a worker thread died".to_owned() };
+        let hashed = self.sink.pool.run(move || Hashed::offer(&sink, chunk, &mut room)).await.map_err(gone)?;
+        self.settle(hashed)
+    }
+
+    fn settle(&mut self, chunk: Hashed) -> Result<(), StoreError> {
+        let Hashed { first_block, length, id, new } = chunk;
+        let counters = &self.sink.counters;
+        add(&counters.chunks, 1);
+        if new {
+            self.stats.new_bytes += length;
+            add(&counters.new_bytes, length);
+            add(&counters.new_chunks, 1);
+        } else {
+            self.stats.dedup_bytes += length;
+            add(&counters.dedup_bytes, length);
+        }
+        match self.leaf.as_mut() {
+            Some(leaf) => leaf.decide(first_block, id, length / BLOCK),
+            None => Ok(()),
+        }
+    }
+
+    fn count_zeros(&mut self, bytes: u64) {
+        self.stats.zero_bytes += bytes;
+        add(&self.sink.counters.zero_bytes, bytes);
+    }
+}
+
+/// A chunk that was cut and, if it was new, is on its way to a pack.
+struct Hashed {
+    first_block: u64,
+    length: u64,
+    id: ChunkId,
+    new: bool,
+}
+
+impl Hashed {
+    fn offer(sink: &Arc<Sink>, chunk: CutChunk, room: &mut OwnedSemaphorePermit) -> Self {
+        let CutChunk { first_block, bytes } = chunk;
+        let id = sink.repository.keys.chunk_id(ChunkKind::Data, &bytes);
+        let length = bytes.len() as u64;
+        let new = sink.offer(id, ChunkKind::Data, bytes, room);
+        Self { first_block, length, id, new }
+    }
+}

@@ -1,0 +1,430 @@
+//! From plain chunks to packs on the medium: the writing half of a run that all its disks share.
+//!
+//! ```text
+//! callers -> (budget in bytes) -> workers: compress, seal -> (4 MiB) -> one task: write packs, then index segments
+//! ```
+//! Chunks are sealed in the order in which they come out of compression, under one lock: sealing is far faster than
+//! compressing. The first failure ends the run: it is told once in full, and to all others by its text.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use xenvault_store_format::{
+    ChunkId, ChunkKind, Compressor, DirectoryEntry, FormatError, IndexEntry, PackEncoder, PackSalt,
+};
+
+use crate::backend::Upload;
+use crate::counters::{add, add_time};
+use crate::pool::{Priority, WorkerPool};
+use crate::repository::Inner;
+use crate::{StoreError, WriteCounters, names};
+
+/// Unit in which the budget counts.
+const BUDGET_UNIT: usize = 4096;
+/// Bytes of a pack that are handed to the medium at once.
+const WRITE_BYTES: usize = 1024 * 1024;
+/// Writes that wait for the medium.
+const WRITES_AHEAD: usize = 3;
+/// Packs after which an index segment is published, so that a killed run's work is found at once by the next.
+const PACKS_PER_SEGMENT: usize = 4;
+const COMPRESSION_LEVEL: i32 = 3;
+
+/// What the disks and blobs of one run share.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    pub(crate) repository: Arc<Inner>,
+    pub(crate) counters: Arc<WriteCounters>,
+    pub(crate) pool: WorkerPool,
+    budget: Arc<Semaphore>,
+    budget_units: u32,
+    jobs: Jobs,
+    /// Chunks of this run that no loaded segment of the index knows yet.
+    claimed: Arc<Mutex<HashSet<ChunkId>>>,
+    assembler: Mutex<Assembler>,
+    failure: Arc<Failure>,
+}
+
+/// Work that was handed over and is not done.
+///
+/// Each piece holds a sender of the channel that was current when it began; a channel whose senders are all gone has
+/// no work left. So one can wait for what has begun so far, while more begins.
+#[derive(Debug)]
+struct Jobs {
+    current: Mutex<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
+    /// Channels that somebody waits for, or has begun to wait for.
+    earlier: tokio::sync::Mutex<Vec<mpsc::Receiver<()>>>,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self { current: Mutex::new(mpsc::channel(1)), earlier: tokio::sync::Mutex::default() }
+    }
+}
+
+impl Jobs {
+    fn begin(&self) -> mpsc::Sender<()> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Waits for everything that has begun before the call, also if an earlier call was dropped half way.
+    async fn all_begun(&self) {
+        let mut earlier = self.earlier.lock().await;
+        let fresh = mpsc::channel(1);
+        let (_, receiver) = std::mem::replace(&mut *self.current.lock().unwrap_or_else(PoisonError::into_inner), fresh);
+        earlier.push(receiver);
+        while let Some(receiver) = earlier.last_mut() {
+            // Nothing is ever sent; this returns when the last sender is gone.
+            receiver.recv().await;
+            earlier.pop();
+        }
+    }
+}
+
+/// The pack that is being filled.
+#[derive(Debug)]
+struct Assembler {
+    encoder: Option<PackEncoder>,
+    buffer: Vec<u8>,
+    queue: mpsc::Sender<Message>,
+}
+
+enum Message {
+    Begin {
+        name: String,
+    },
+    Data(Bytes),
+    End {
+        data: Bytes,
+        name: String,
+        entries: Vec<IndexEntry>,
+    },
+    /// Publish what is left of the index, then answer.
+    Flush(oneshot::Sender<()>),
+}
+
+/// The first failure of a run.
+#[derive(Debug, Default)]
+struct Failure {
+    state: Mutex<Option<(Option<StoreError>, String)>>,
+}
+
+impl Failure {
+    fn set(&self, error: StoreError) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.is_none() {
+            let reason = error.to_string();
+            *state = Some((Some(error), reason));
+        }
+    }
+
+    /// The failure in full for whoever asks first, its text for all others.
+    fn take(&self) -> Option<StoreError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (error, reason) = state.as_mut()?;
+        Some(error.take().unwrap_or_else(|| StoreError::WriterFailed { reason: reason.clone() }))
+    }
+}
+
+impl Sink {
+    pub(crate) fn start(repository: Arc<Inner>, pool: WorkerPool, memory_bytes: u64) -> Arc<Self> {
+        let counters = Arc::new(WriteCounters::default());
+        add(&counters.threads, pool.threads() as u64);
+        let (queue, receiver) = mpsc::channel(WRITES_AHEAD);
+        let units = usize::try_from(memory_bytes).unwrap_or(usize::MAX) / BUDGET_UNIT;
+        let units = u32::try_from(units.clamp(1024, 1 << 24)).unwrap_or(1024);
+        let budget = Arc::new(Semaphore::new(units as usize));
+        let (claimed, failure) = (Arc::<Mutex<HashSet<ChunkId>>>::default(), Arc::<Failure>::default());
+        let task = PackTask {
+            repository: Arc::clone(&repository),
+            counters: Arc::clone(&counters),
+            claimed: Arc::clone(&claimed),
+            upload: None,
+            unindexed: Vec::new(),
+            packs: 0,
+        };
+        tokio::spawn(task.run(receiver, Arc::clone(&failure), Arc::clone(&budget)));
+        Arc::new(Self {
+            repository,
+            counters,
+            pool,
+            budget,
+            budget_units: units,
+            jobs: Jobs::default(),
+            claimed,
+            assembler: Mutex::new(Assembler { encoder: None, buffer: Vec::new(), queue }),
+            failure,
+        })
+    }
+
+    /// The failure of the run, if it has failed.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// Room for `bytes` on their way through the run; waits for it. At most an eighth of the budget at once.
+    pub(crate) async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
+        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).min(self.budget_units / 8);
+        let began = Instant::now();
+        let permit = Arc::clone(&self.budget).acquire_many_owned(units).await;
+        add_time(&self.counters.throttled_nanos, began.elapsed());
+        self.check()?;
+        permit.map_err(|_| self.gone())
+    }
+
+    /// Stores a chunk unless it is known; says whether it was new. Returns at once.
+    ///
+    /// Of `room` the chunk's share is kept until it is sealed. Claiming and handing over are one step: a chunk that
+    /// this run believes to have must be on its way, whatever is dropped or cancelled around it.
+    pub(crate) fn offer(
+        self: &Arc<Self>,
+        id: ChunkId,
+        kind: ChunkKind,
+        plain: Vec<u8>,
+        room: &mut OwnedSemaphorePermit,
+    ) -> bool {
+        let guard = FailIfDropped(&self.failure);
+        let new = self.claim(&id, kind);
+        if new {
+            let units = plain.len().div_ceil(BUDGET_UNIT).min(room.num_permits());
+            self.store(id, kind, plain, room.split(units));
+        }
+        std::mem::forget(guard);
+        new
+    }
+
+    /// As [`Self::offer`], after waiting for room.
+    pub(crate) async fn offer_whole(
+        self: &Arc<Self>,
+        kind: ChunkKind,
+        plain: Vec<u8>,
+    ) -> Result<(ChunkId, bool), StoreError> {
+        let id = self.repository.keys.chunk_id(kind, &plain);
+        let mut room = self.room(plain.len()).await?;
+        Ok((id, self.offer(id, kind, plain, &mut room)))
+    }
+
+    /// Whether nobody knows this chunk, and nobody else of this run is about to store it.
+    fn claim(&self, id: &ChunkId, kind: ChunkKind) -> bool {
+        if self.repository.index.find(id, kind).is_some() {
+            return false;
+        }
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        // Once more under the lock: a chunk leaves `claimed` only after the index has it.
+        !claimed.contains(id) && self.repository.index.find(id, kind).is_none() && claimed.insert(*id)
+    }
+
+    fn store(self: &Arc<Self>, id: ChunkId, kind: ChunkKind, plain: Vec<u8>, room: Option<OwnedSemaphorePermit>) {
+        let job = self.jobs.begin();
+        let sink = Arc::clone(self);
+        self.pool.spawn(Priority::Normal, move || {
+            let guard = FailIfDropped(&sink.failure);
+            let done = sink.compress_and_append(id, kind, &plain);
+            std::mem::forget(guard);
+            if let Err(error) = done {
+                sink.fail(error);
+            }
+            drop((plain, room, job));
+        });
+    }
+
+    /// Waits until everything that was stored so far is durable and in the index.
+    pub(crate) async fn flush(self: &Arc<Self>) -> Result<(), StoreError> {
+        self.jobs.all_begun().await;
+        self.check()?;
+        let sink = Arc::clone(self);
+        let (send, done) = oneshot::channel();
+        let ended = self.pool.run(move || {
+            let mut assembler = sink.assembler.lock().unwrap_or_else(PoisonError::into_inner);
+            assembler.end_pack()?;
+            assembler.send(Message::Flush(send))
+        });
+        ended.await.unwrap_or(Err(AppendError::Gone)).map_err(|error| self.explain(error))?;
+        let flushed = done.await;
+        self.check()?;
+        flushed.map_err(|_| self.gone())
+    }
+
+    fn compress_and_append(&self, id: ChunkId, kind: ChunkKind, plain: &[u8]) -> Result<(), AppendError> {
+        thread_local! {
+            static COMPRESSOR: RefCell<Option<Compressor>> = const { RefCell::new(None) };
+        }
+        let began = Instant::now();
+        let payload = COMPRESSOR.with_borrow_mut(|slot| {
+            let compressor = match slot {
+                Some(compressor) => compressor,
+                None => slot.insert(Compressor::new(COMPRESSION_LEVEL)?),
+            };
+            compressor.prepare(plain)
+        })?;
+        add_time(&self.counters.compress_nanos, began.elapsed());
+        let mut assembler = self.assembler.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = self.repository.config.pack_target_bytes as usize;
+        let full = |encoder: &PackEncoder| encoder.final_length() >= target || !encoder.has_room_for(&payload);
+        if assembler.encoder.as_ref().is_some_and(full) {
+            assembler.end_pack()?;
+        }
+        if assembler.encoder.is_none() {
+            assembler.begin_pack(&self.repository)?;
+        }
+        let began = Instant::now();
+        let encoder = assembler.encoder.as_mut().ok_or(AppendError::Gone)?;
+        let frame = encoder.append(id, kind, payload)?;
+        add_time(&self.counters.seal_nanos, began.elapsed());
+        assembler.buffer.extend_from_slice(&frame);
+        if assembler.buffer.len() >= WRITE_BYTES {
+            let data = std::mem::take(&mut assembler.buffer).into();
+            assembler.send(Message::Data(data))?;
+        }
+        Ok(())
+    }
+
+    fn fail(&self, error: AppendError) {
+        if let AppendError::Format(error) = error {
+            self.failure.set(StoreError::format(names::PACKS, error));
+        }
+        self.failure.set(self.gone());
+        // Whoever waits for room wakes up, and finds the failure.
+        self.budget.close();
+    }
+
+    fn explain(&self, error: AppendError) -> StoreError {
+        self.fail(error);
+        self.failure.take().unwrap_or_else(|| self.gone())
+    }
+
+    fn gone(&self) -> StoreError {
+        self.failure.take().unwrap_or_else(|| StoreError::WriterFailed { reason: "its task has ended".to_owned() })
+    }
+}
+
+/// Marks the run as failed if a worker panics.
+struct FailIfDropped<'a>(&'a Failure);
+
+impl Drop for FailIfDropped<'_> {
+    fn drop(&mut self) {
+        self.0.set(StoreError::WriterFailed { reason: "a worker thread died".to_owned() });
+    }
+}
+
+#[derive(Debug)]
+enum AppendError {
+    Format(FormatError),
+    /// The task that writes has ended; it has said why.
+    Gone,
+}
+
+impl From<FormatError> for AppendError {
+    fn from(error: FormatError) -> Self {
+        Self::Format(error)
+    }
+}
+
+impl Assembler {
+    fn begin_pack(&mut self, repository: &Inner) -> Result<(), AppendError> {
+        let (encoder, header) = PackEncoder::new(&repository.keys, PackSalt::random()?)?;
+        self.send(Message::Begin { name: names::pack(&encoder.id()) })?;
+        self.buffer = Vec::with_capacity(WRITE_BYTES + 512 * 1024);
+        self.buffer.extend_from_slice(&header);
+        self.encoder = Some(encoder);
+        Ok(())
+    }
+
+    fn end_pack(&mut self) -> Result<(), AppendError> {
+        let Some(encoder) = self.encoder.take() else { return Ok(()) };
+        let (name, salt) = (names::pack(&encoder.id()), encoder.salt());
+        let (end, directory) = encoder.finish()?;
+        let mut data = std::mem::take(&mut self.buffer);
+        data.extend_from_slice(&end);
+        let entry =
+            |entry: DirectoryEntry| IndexEntry { id: entry.id, kind: entry.kind, salt, placement: entry.placement };
+        let entries = directory.into_iter().map(entry).collect();
+        self.send(Message::End { data: data.into(), name, entries })
+    }
+
+    /// Waits while the medium is behind. On worker threads only.
+    fn send(&self, message: Message) -> Result<(), AppendError> {
+        self.queue.blocking_send(message).map_err(|_| AppendError::Gone)
+    }
+}
+
+/// Writes packs one after the other, and index segments after them.
+struct PackTask {
+    repository: Arc<Inner>,
+    counters: Arc<WriteCounters>,
+    claimed: Arc<Mutex<HashSet<ChunkId>>>,
+    upload: Option<Box<dyn Upload>>,
+    /// Entries of packs that are durable and in no segment yet.
+    unindexed: Vec<IndexEntry>,
+    packs: usize,
+}
+
+impl PackTask {
+    async fn run(mut self, mut queue: mpsc::Receiver<Message>, failure: Arc<Failure>, budget: Arc<Semaphore>) {
+        while let Some(message) = queue.recv().await {
+            if let Err(error) = self.handle(message).await {
+                failure.set(error);
+                budget.close();
+                return;
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: Message) -> Result<(), StoreError> {
+        let began = Instant::now();
+        match message {
+            Message::Begin { name } => {
+                let upload = self.repository.backend.create(&name).await;
+                self.upload = Some(upload.map_err(|error| StoreError::io("create", &name, error))?);
+            }
+            Message::Data(data) => self.write(data, names::PACKS).await?,
+            Message::End { data, name, entries } => {
+                self.write(data, &name).await?;
+                if let Some(upload) = self.upload.take() {
+                    upload.finish().await.map_err(|error| StoreError::io("complete", &name, error))?;
+                }
+                add(&self.counters.packs, 1);
+                self.unindexed.extend(entries);
+                self.packs += 1;
+                if self.packs >= PACKS_PER_SEGMENT {
+                    self.publish_index().await?;
+                }
+            }
+            Message::Flush(done) => {
+                self.publish_index().await?;
+                let _ = done.send(());
+            }
+        }
+        add_time(&self.counters.write_nanos, began.elapsed());
+        Ok(())
+    }
+
+    async fn write(&mut self, data: Bytes, name: &str) -> Result<(), StoreError> {
+        let length = data.len() as u64;
+        if let Some(upload) = self.upload.as_mut() {
+            upload.write(data).await.map_err(|error| StoreError::io("write", name, error))?;
+            add(&self.counters.stored_bytes, length);
+        }
+        Ok(())
+    }
+
+    async fn publish_index(&mut self) -> Result<(), StoreError> {
+        let entries = std::mem::take(&mut self.unindexed);
+        self.packs = 0;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+        let Inner { index, backend, keys, .. } = &*self.repository;
+        let stored = index.publish(&**backend, keys, entries).await?;
+        add(&self.counters.stored_bytes, stored);
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.iter().for_each(|id| {
+            claimed.remove(id);
+        });
+        Ok(())
+    }
+}
