@@ -1,5 +1,6 @@
 //! What the tests of the repository share.
 #![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
