@@ -353,3 +353,25 @@ fn a_disk_that_is_attached_is_not_destroyed_nor_one_that_grows_shrunk() {
     assert_eq!(disk.read(ByteRange::up_to(1)).unwrap_err().kind(), std::io::ErrorKind::NotFound);
     assert_eq!(pool.used(), 0);
 }
+
+#[test]
+fn ten_thousand_scattered_writes_mark_their_blocks_and_no_others() {
+    let pool = Fixture::new(SrKind::Ext, 16 << 40);
+    let vdi = pool.disk(1 << 40);
+    pool.storage.enable_cbt(vdi, false).unwrap();
+    let base = pool.snapshot(vdi);
+    let disk = pool.storage.disk(vdi).unwrap();
+    let mut blocks = std::collections::BTreeSet::new();
+    for n in 0..10_000_u64 {
+        let page = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % ((1 << 40) / 4096);
+        disk.write_all_at(&[n as u8; 4096], page * 4096).unwrap();
+        blocks.insert(page / 16);
+    }
+    let after = pool.snapshot(vdi);
+    assert_eq!(pool.changed(base, after).unwrap(), blocks.into_iter().collect::<Vec<_>>());
+    // Its data goes into the base copy below and comes back out of it.
+    pool.storage.destroy(after).unwrap();
+    let page = 9_999_u64.wrapping_mul(0x9e37_79b9_7f4a_7c15) % ((1 << 40) / 4096);
+    let range = ByteRange::with_length(page * 4096, 4096).unwrap();
+    assert_eq!(disk.read(range).unwrap(), [9_999_u64 as u8; 4096][..]);
+}
