@@ -2,6 +2,8 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::single_range_in_vec_init,
     clippy::indexing_slicing,
     clippy::panic,
     clippy::cast_possible_truncation,
