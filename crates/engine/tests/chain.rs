@@ -1,0 +1,199 @@
+//! When the changes since a base may not be believed, the disk is read whole and the reason is recorded.
+
+mod common;
+
+use common::{BLOCK, Lab, MIB, config, data_disk, noise};
+use serde_json::json;
+use xenvault_engine::{BackupReport, Level};
+use xenvault_sim::storage::SrKind;
+use xenvault_sim::{Fault, FaultEffect, SimOptions, SrSpec, VmSpec};
+
+fn error(code: &str, params: &[&str]) -> FaultEffect {
+    FaultEffect::Error { code: code.to_owned(), params: params.iter().map(|&text| text.to_owned()).collect() }
+}
+
+/// Backs up, and asserts that the disk was read whole for this reason, and rightly.
+async fn assert_whole(lab: &Lab, reason: &str) -> BackupReport {
+    let report = lab.incremental().await;
+    assert_eq!((report.level, report.disks[0].reason.as_str()), (Level::Full, reason));
+    lab.assert_equals_guest(&report, "vm-1").await;
+    report
+}
+
+async fn assert_changes(lab: &Lab) {
+    let report = lab.incremental().await;
+    assert_eq!(report.disks[0].reason, "changed-blocks");
+    lab.assert_equals_guest(&report, "vm-1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x09_a_licence_without_tracking_reads_whole_disks_and_leaves_nothing() {
+    let options = SimOptions {
+        vms: vec![VmSpec::new("vm-1").disk(data_disk(8 * MIB, MIB))],
+        restrictions: vec!["restrict_cbt".to_owned()],
+        ..Default::default()
+    };
+    let lab = Lab::new(options).await;
+    assert_whole(&lab, "first-backup").await;
+    lab.write(0, &noise(1, 5000));
+    let report = assert_whole(&lab, "cbt-unsupported").await;
+    assert!(report.warnings.iter().any(|warning| warning.code == "cbt-restricted"), "{:?}", report.warnings);
+    lab.assert_clean(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x09_a_server_that_refuses_to_enable_is_no_failure() {
+    let lab = Lab::small().await;
+    lab.sim.fault(Fault::always("VDI.enable_cbt", error("LICENSE_RESTRICTION", &["CBT"])));
+    assert_whole(&lab, "first-backup").await;
+    assert_whole(&lab, "cbt-disabled").await;
+    lab.assert_clean(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x10_tracking_that_was_switched_off_is_switched_on_again_and_the_next_run_counts() {
+    let lab = Lab::small().await;
+    lab.incremental().await;
+    let disk = lab.reference("VDI", &lab.disk()).await;
+    lab.call("VDI.disable_cbt", &[disk]).await;
+    lab.write(2 * MIB, &noise(1, 100_000));
+    assert_whole(&lab, "chain-broken").await;
+    lab.write(3 * MIB, &noise(2, 100_000));
+    assert_changes(&lab).await;
+    lab.assert_clean(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x10_a_host_that_crashed_makes_the_base_suspect() {
+    let options = SimOptions {
+        vms: vec![VmSpec::new("vm-1").disk(data_disk(8 * MIB, MIB)).running()],
+        ..Default::default()
+    };
+    let lab = Lab::new(options).await;
+    lab.incremental().await;
+    lab.write(2 * MIB, &noise(1, 100_000));
+    lab.sim.crash_host(0).await.unwrap();
+    let report = lab.incremental().await;
+    assert_eq!(report.level, Level::Full);
+    assert!(report.reason.starts_with("suspect"), "{}", report.reason);
+    lab.assert_equals_guest(&report, "vm-1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x11_a_chain_that_was_broken_and_mended_by_others_is_never_counted_across() {
+    let lab = Lab::small().await;
+    lab.incremental().await;
+    let disk = lab.reference("VDI", &lab.disk()).await;
+    lab.call("VDI.disable_cbt", std::slice::from_ref(&disk)).await;
+    lab.write(2 * MIB, &noise(1, 100_000));
+    // Somebody switches it on again: the nonce is still ours, and the pool itself says that the two are unrelated.
+    lab.call("VDI.enable_cbt", &[disk]).await;
+    assert_whole(&lab, "unrelated").await;
+    assert_changes(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x12_a_listing_that_fails_means_reading_everything() {
+    let lab = Lab::small().await;
+    lab.incremental().await;
+    for (code, reason) in [("SR_BACKEND_FAILURE_460", "unrelated"), ("SR_BACKEND_FAILURE_459", "bitmap-invalid"), ("VDI_IN_USE", "listing-failed")] {
+        lab.write(2 * MIB, &noise(1, 100_000));
+        lab.sim.fault(Fault::once("VDI.list_changed_blocks", error(code, &["", "text", ""])));
+        let report = assert_whole(&lab, reason).await;
+        assert!(report.warnings.iter().any(|warning| warning.code == "changes-not-listed"));
+    }
+    assert_changes(&lab).await;
+    lab.assert_clean(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x18_a_purge_without_metadata_removes_the_snapshot_and_the_base_is_gone() {
+    let lab = Lab::small().await;
+    lab.sim.fault(Fault::once("VDI.data_destroy", error("VDI_NO_CBT_METADATA", &["OpaqueRef:1"])));
+    let report = lab.incremental().await;
+    assert!(report.warnings.iter().any(|warning| warning.code == "base-lost"), "{:?}", report.warnings);
+    lab.assert_clean(0);
+    assert_whole(&lab, "base-gone").await;
+    lab.assert_clean(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x19_a_base_that_somebody_removed_is_gone_and_never_read() {
+    let lab = Lab::small().await;
+    lab.incremental().await;
+    let base = lab.bases().remove(0);
+    let reference = lab.reference("VDI", base["uuid"].as_str().unwrap()).await;
+    lab.call("VDI.destroy", &[reference]).await;
+    lab.write(MIB, &noise(9, 70_000));
+    assert_whole(&lab, "base-gone").await;
+    // A base without data serves for counting: nobody ever opened it.
+    let base = lab.bases().remove(0)["uuid"].as_str().unwrap().to_owned();
+    let opened = lab.sim.counters().nbd.get(&base).map_or(0, |disk| disk.opens);
+    assert_changes(&lab).await;
+    assert_eq!(lab.sim.counters().nbd.get(&base).map_or(0, |disk| disk.opens), opened);
+    lab.assert_clean(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x17_a_purge_is_tried_again_while_the_disk_is_in_use_after_the_record_went() {
+    let lab = Lab::small().await;
+    lab.sim.fault(Fault { count: 2, ..Fault::once("VDI.data_destroy", error("VDI_IN_USE", &["OpaqueRef:1", "destroy"])) });
+    let report = lab.incremental().await;
+    assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+    assert_eq!(lab.calls("VDI.data_destroy"), 3);
+    assert_eq!(lab.calls("VM.destroy"), 1);
+    lab.assert_clean(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x17_a_failed_clean_up_is_a_warning_on_a_good_point_and_the_sweep_finishes_it() {
+    let lab = Lab::small().await;
+    lab.sim.fault(Fault::once("VDI.data_destroy", error("INTERNAL_ERROR", &["no"])));
+    let report = lab.incremental().await;
+    assert!(report.warnings.iter().any(|warning| warning.code == "not-cleaned-up"), "{:?}", report.warnings);
+    assert_eq!(lab.points().await, 1);
+    assert_eq!(lab.bases().len(), 0);
+    let sweep = lab.engine.sweep(Default::default()).await.unwrap();
+    assert!(sweep.warnings.is_empty(), "{:?}", sweep.warnings);
+    lab.assert_clean(1);
+    lab.write(MIB, &noise(9, 70_000));
+    assert_changes(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x20_another_disk_at_the_same_place_is_told_apart() {
+    let lab = Lab::small().await;
+    lab.incremental().await;
+    let vm = lab.sim.vm("vm-1").unwrap().uuid;
+    let vm = lab.reference("VM", &vm).await;
+    let snapshot = lab.call("VM.snapshot", &[vm, json!("by hand")]).await;
+    lab.write(MIB, &noise(4, 200_000));
+    lab.call("VM.revert", &[snapshot]).await;
+    let report = lab.incremental().await;
+    assert_eq!((report.level, report.reason.as_str()), (Level::Full, "disk-replaced"));
+    lab.assert_equals_guest(&report, "vm-1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_tracking_beside_one_with_it() {
+    let options = SimOptions {
+        srs: vec![SrSpec::new("vhd", SrKind::Ext)],
+        vms: vec![VmSpec::new("vm-1").disk(data_disk(8 * MIB, MIB)).disk(data_disk(8 * MIB, MIB))],
+        ..Default::default()
+    };
+    let lab = Lab::new(options).await;
+    let second = lab.sim.vm("vm-1").unwrap().disks[1].vdi.clone();
+    // A disk that is reset at each boot can not be tracked.
+    let reference = lab.reference("VDI", &second).await;
+    lab.call("VDI.set_on_boot", &[reference, json!("reset")]).await;
+    lab.incremental().await;
+    lab.write(0, &noise(1, 5000));
+    let report = lab.incremental().await;
+    assert_eq!(report.disks[0].reason, "changed-blocks");
+    assert_eq!(report.disks[1].reason, "cbt-unsupported");
+    assert!(report.disks[1].read_bytes >= MIB, "{:?}", report.disks[1]);
+    assert!(report.disks[0].read_bytes <= BLOCK, "{:?}", report.disks[0]);
+    lab.assert_equals_guest(&report, "vm-1").await;
+    assert!(!config(&lab.sim.record("VDI", &second).unwrap()).contains_key("xenvault:chain"));
+    lab.assert_clean(1);
+}
