@@ -112,7 +112,8 @@ impl VmConfig {
         if config.version == VERSION {
             return Ok(config);
         }
-        let text = format!("it has version {}, this release reads version {VERSION}: use a newer release", config.version);
+        let text =
+            format!("it has version {}, this release reads version {VERSION}: use a newer release", config.version);
         Err(bad(serde::de::Error::custom(text)))
     }
 

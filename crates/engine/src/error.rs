@@ -82,17 +82,19 @@ pub enum EngineError {
         /// What was asked of it: `take the snapshot`.
         action: String,
         /// What the pool says.
-        source: xenvault_xenapi::XenApiError,
+        source: Box<xenvault_xenapi::XenApiError>,
     },
     /// The SR is full.
-    #[error("SR {sr:?} has no space left to {action}: free space on it (a snapshot on a thick SR needs the full size of the disk), then try again")]
+    #[error(
+        "SR {sr:?} has no space left to {action}: free space on it (a snapshot on a thick SR needs the full size of the disk), then try again"
+    )]
     SrFull {
         /// Name of the SR.
         sr: String,
         /// What needs the space.
         action: String,
         /// What the pool says.
-        source: xenvault_xenapi::XenApiError,
+        source: Box<xenvault_xenapi::XenApiError>,
     },
     /// A disk could not be read over NBD.
     #[error("disk {device} ({vdi}) could not be read over NBD")]
@@ -102,7 +104,7 @@ pub enum EngineError {
         /// UUID.
         vdi: String,
         /// The cause.
-        source: xenvault_nbd::NbdError,
+        source: Box<xenvault_nbd::NbdError>,
     },
     /// The export has another size than the record of the disk.
     #[error("disk {device} ({vdi}) has {export} bytes over NBD and {record} bytes in the pool's database")]
@@ -117,13 +119,17 @@ pub enum EngineError {
         record: u64,
     },
     /// No address of the pool serves the disk.
-    #[error("no host of the pool offers disk {device} over NBD, although a network has the purpose: check that a host with a plugged PBD of the SR has an IP address on that network")]
+    #[error(
+        "no host of the pool offers disk {device} over NBD, although a network has the purpose: check that a host with a plugged PBD of the SR has an IP address on that network"
+    )]
     NoNbdAddress {
         /// Position.
         device: String,
     },
     /// The re-read sample is not what the repository returns.
-    #[error("check sample of disk {device}: {range} read again differ from what was stored, the point was not written; run a full backup and look at the storage of the host")]
+    #[error(
+        "check sample of disk {device}: {range} read again differ from what was stored, the point was not written; run a full backup and look at the storage of the host"
+    )]
     SampleDiffers {
         /// Position.
         device: String,
@@ -131,7 +137,9 @@ pub enum EngineError {
         range: ByteRange,
     },
     /// The re-read sample of a restored disk is not what was sent.
-    #[error("check sample of restored disk {device}: {range} read from the pool differ from the repository, so the new VM was removed; look at the storage of the host, and restore to another SR")]
+    #[error(
+        "check sample of restored disk {device}: {range} read from the pool differ from the repository, so the new VM was removed; look at the storage of the host, and restore to another SR"
+    )]
     RestoreDiffers {
         /// Position.
         device: String,
@@ -144,7 +152,7 @@ pub enum EngineError {
         /// What was asked of it.
         action: String,
         /// The cause.
-        source: xenvault_store::StoreError,
+        source: Box<xenvault_store::StoreError>,
     },
     /// A workflow needs a repository and the engine has none.
     #[error("this needs a repository, and none was opened")]
@@ -172,7 +180,9 @@ pub enum EngineError {
         uuids: Vec<String>,
     },
     /// No network of that name or UUID.
-    #[error("the pool has no network with the name or UUID {wanted:?}, which the network map names: `xe network-list` shows them")]
+    #[error(
+        "the pool has no network with the name or UUID {wanted:?}, which the network map names: `xe network-list` shows them"
+    )]
     UnknownNetwork {
         /// As given.
         wanted: String,
@@ -267,7 +277,9 @@ impl EngineError {
             Self::Repository { .. } | Self::Configuration { .. } => ErrorKind::Repository,
             Self::SampleDiffers { .. } | Self::RestoreDiffers { .. } => ErrorKind::Verification,
             Self::Busy { .. } => ErrorKind::Busy,
-            Self::State { .. } | Self::Identity { .. } | Self::LocalFile { .. } | Self::Internal { .. } => ErrorKind::Local,
+            Self::State { .. } | Self::Identity { .. } | Self::LocalFile { .. } | Self::Internal { .. } => {
+                ErrorKind::Local
+            }
         }
     }
 }

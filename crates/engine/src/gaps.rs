@@ -59,10 +59,7 @@ mod tests {
     use super::*;
 
     fn blocks(numbers: impl IntoIterator<Item = u64>) -> ExtentSet {
-        numbers
-            .into_iter()
-            .map(|n| ByteRange::with_length(n * CBT_BLOCK_BYTES, CBT_BLOCK_BYTES).unwrap())
-            .collect()
+        numbers.into_iter().map(|n| ByteRange::with_length(n * CBT_BLOCK_BYTES, CBT_BLOCK_BYTES).unwrap()).collect()
     }
 
     #[test]

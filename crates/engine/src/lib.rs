@@ -37,9 +37,7 @@ pub use backup::{
 pub use error::{EngineError, ErrorKind, Retry};
 pub use monitor::{Bottleneck, JobMonitor, NoMonitor, Progress, Stage, Warning};
 pub use options::{ClearText, EngineOptions, MAX_SAMPLE_BLOCKS};
-pub use restore::{
-    MacPolicy, NotRestored, RestoreReport, RestoreRequest, RestoredDisk, RestoredVif, SrSelector,
-};
+pub use restore::{MacPolicy, NotRestored, RestoreReport, RestoreRequest, RestoredDisk, RestoredVif, SrSelector};
 pub use sweep::{ObjectKind, SweepAction, SweepItem, SweepMode, SweepOptions, SweepPlan, SweepReport};
 
 /// Runs workflows against one pool and one repository. A clone is a handle to the same.
@@ -67,7 +65,9 @@ impl Engine {
     pub fn open(session: Session, repository: Option<Repository>, options: EngineOptions) -> Result<Self, EngineError> {
         let state = State::open(&options.state_dir)?;
         let budget = HostBudget::new(options.connections_per_host);
-        Ok(Self { inner: Arc::new(Inner { session, repository, options, state, budget, background: TaskTracker::new() }) })
+        Ok(Self {
+            inner: Arc::new(Inner { session, repository, options, state, budget, background: TaskTracker::new() }),
+        })
     }
 
     /// The identity of this installation, as it stands in the marks on objects of the pool.

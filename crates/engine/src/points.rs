@@ -180,10 +180,7 @@ impl NewFile {
         Ok(())
     }
 
-    async fn blocking(
-        &self,
-        act: impl FnOnce() -> std::io::Result<()> + Send + 'static,
-    ) -> Result<(), EngineError> {
+    async fn blocking(&self, act: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Result<(), EngineError> {
         let done = tokio::task::spawn_blocking(act).await;
         let done = done.map_err(|_| EngineError::Internal { what: "writing a local file".to_owned() })?;
         done.map_err(|source| EngineError::LocalFile { path: self.path.clone(), source })

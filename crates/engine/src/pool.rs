@@ -18,7 +18,7 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for Result<T, XenApiError> {
     fn doing(self, action: impl Into<String>) -> Result<T, EngineError> {
-        self.map_err(|source| EngineError::Pool { action: action.into(), source })
+        self.map_err(|source| EngineError::Pool { action: action.into(), source: Box::new(source) })
     }
 }
 
@@ -30,7 +30,7 @@ pub(crate) trait DoingInRepository<T> {
 
 impl<T> DoingInRepository<T> for Result<T, xenvault_store::StoreError> {
     fn doing(self, action: impl Into<String>) -> Result<T, EngineError> {
-        self.map_err(|source| EngineError::Repository { action: action.into(), source })
+        self.map_err(|source| EngineError::Repository { action: action.into(), source: Box::new(source) })
     }
 }
 

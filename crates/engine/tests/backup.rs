@@ -1,5 +1,14 @@
 //! Backups of a simulated pool: what is stored equals what the guest had, and only what is needed is read.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail loudly"
+)]
+
 mod common;
 
 use std::time::Duration;
@@ -7,8 +16,8 @@ use std::time::Duration;
 use common::{BLOCK, Lab, MIB, config, data_disk, name, noise};
 use serde_json::json;
 use xenvault_engine::{BackupRequest, Level, VmSelector};
-use xenvault_sim::{DiskSpec, SimOptions, SrSpec, VmSpec};
 use xenvault_sim::storage::SrKind;
+use xenvault_sim::{DiskSpec, SimOptions, SrSpec, VmSpec};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_and_incrementals_equal_the_guest_at_snapshot_time() {
@@ -30,7 +39,7 @@ async fn a_full_and_incrementals_equal_the_guest_at_snapshot_time() {
         assert_eq!(lab.nbd_sent() - before, disk.read_bytes + disk.sample_bytes);
         lab.assert_equals_guest(&next, "vm-1").await;
         let point = lab.point(&next).await;
-        assert_eq!(point.parent.is_some(), true);
+        assert!(point.parent.is_some());
         assert!(point.disks[0].bitmap.is_some(), "the bitmap of the step is kept");
         lab.assert_clean(1);
     }
@@ -97,9 +106,7 @@ async fn x16_scattered_small_writes_cost_little_more_than_their_blocks() {
 async fn several_disks_each_have_their_own_reason() {
     let options = SimOptions {
         srs: vec![SrSpec::new("vhd", SrKind::Ext), SrSpec::new("large", SrKind::Large)],
-        vms: vec![
-            VmSpec::new("vm-1").disk(data_disk(16 * MIB, MIB)).disk(data_disk(8 * MIB, 2 * MIB).on("large")),
-        ],
+        vms: vec![VmSpec::new("vm-1").disk(data_disk(16 * MIB, MIB)).disk(data_disk(8 * MIB, 2 * MIB).on("large"))],
         ..Default::default()
     };
     let lab = Lab::new(options).await;
@@ -170,7 +177,9 @@ async fn the_monitor_sees_stages_and_counters() {
     let lab = Lab::small().await;
     let report = lab.incremental().await;
     let stages = lab.monitor.stages.lock().unwrap().clone();
-    for stage in ["checking prerequisites", "taking the snapshot", "writing the restore point", "cleaning up in the pool"] {
+    for stage in
+        ["checking prerequisites", "taking the snapshot", "writing the restore point", "cleaning up in the pool"]
+    {
         assert!(stages.iter().any(|seen| seen == stage), "{stage}: {stages:?}");
     }
     let last = lab.monitor.last.lock().unwrap().clone().unwrap();

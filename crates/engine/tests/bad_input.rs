@@ -1,5 +1,14 @@
 //! Requests and pools that can not be backed up: a clear text, nothing left in the pool, the repository intact.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail loudly"
+)]
+
 mod common;
 
 use common::{Lab, MIB, data_disk, name};
@@ -104,7 +113,10 @@ async fn x22_a_purpose_without_a_plugged_interface_is_told_apart() {
     }
     if unplugged == 0 {
         // The simulator keeps its only interfaces plugged: then the answer is made empty.
-        lab.sim.fault(Fault::always("VDI.get_nbd_info", FaultEffect::Error { code: "SR_HAS_NO_PBDS".into(), params: vec![] }));
+        lab.sim.fault(Fault::always(
+            "VDI.get_nbd_info",
+            FaultEffect::Error { code: "SR_HAS_NO_PBDS".into(), params: vec![] },
+        ));
         assert!(lab.fails().await.kind() == ErrorKind::Pool);
     } else {
         assert_eq!(finding(&lab.fails().await), FindingKind::NbdNoAddress);

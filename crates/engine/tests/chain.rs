@@ -1,5 +1,14 @@
 //! When the changes since a base may not be believed, the disk is read whole and the reason is recorded.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail loudly"
+)]
+
 mod common;
 
 use common::{BLOCK, Lab, MIB, config, data_disk, noise};
@@ -65,10 +74,8 @@ async fn x10_tracking_that_was_switched_off_is_switched_on_again_and_the_next_ru
 
 #[tokio::test(flavor = "multi_thread")]
 async fn x10_a_host_that_crashed_makes_the_base_suspect() {
-    let options = SimOptions {
-        vms: vec![VmSpec::new("vm-1").disk(data_disk(8 * MIB, MIB)).running()],
-        ..Default::default()
-    };
+    let options =
+        SimOptions { vms: vec![VmSpec::new("vm-1").disk(data_disk(8 * MIB, MIB)).running()], ..Default::default() };
     let lab = Lab::new(options).await;
     lab.incremental().await;
     lab.write(2 * MIB, &noise(1, 100_000));
@@ -96,7 +103,11 @@ async fn x11_a_chain_that_was_broken_and_mended_by_others_is_never_counted_acros
 async fn x12_a_listing_that_fails_means_reading_everything() {
     let lab = Lab::small().await;
     lab.incremental().await;
-    for (code, reason) in [("SR_BACKEND_FAILURE_460", "unrelated"), ("SR_BACKEND_FAILURE_459", "bitmap-invalid"), ("VDI_IN_USE", "listing-failed")] {
+    for (code, reason) in [
+        ("SR_BACKEND_FAILURE_460", "unrelated"),
+        ("SR_BACKEND_FAILURE_459", "bitmap-invalid"),
+        ("VDI_IN_USE", "listing-failed"),
+    ] {
         lab.write(2 * MIB, &noise(1, 100_000));
         lab.sim.fault(Fault::once("VDI.list_changed_blocks", error(code, &["", "text", ""])));
         let report = assert_whole(&lab, reason).await;
@@ -137,7 +148,8 @@ async fn x19_a_base_that_somebody_removed_is_gone_and_never_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn x17_a_purge_is_tried_again_while_the_disk_is_in_use_after_the_record_went() {
     let lab = Lab::small().await;
-    lab.sim.fault(Fault { count: 2, ..Fault::once("VDI.data_destroy", error("VDI_IN_USE", &["OpaqueRef:1", "destroy"])) });
+    lab.sim
+        .fault(Fault { count: 2, ..Fault::once("VDI.data_destroy", error("VDI_IN_USE", &["OpaqueRef:1", "destroy"])) });
     let report = lab.incremental().await;
     assert!(report.warnings.is_empty(), "{:?}", report.warnings);
     assert_eq!(lab.calls("VDI.data_destroy"), 3);

@@ -1,6 +1,15 @@
 //! Whatever goes wrong, and whenever: nothing is left in the pool, nothing that is not ours is touched, and the
 //! repository stays whole.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail loudly"
+)]
+
 mod common;
 
 use std::time::Duration;
@@ -73,7 +82,7 @@ async fn x30_a_snapshot_with_another_number_of_disks_is_not_used() {
     // While tracking is being switched on, somebody takes a disk away.
     let backup = lab.engine.backup(BackupRequest::incremental(name("vm-1")));
     let meddle = async {
-        while sim.counters().calls.get("VDI.enable_cbt").is_none() {
+        while !sim.counters().calls.contains_key("VDI.enable_cbt") {
             tokio::task::yield_now().await;
         }
         let vbd = sim

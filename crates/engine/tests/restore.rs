@@ -1,5 +1,14 @@
 //! Restores to a simulated pool: every byte and every setting that a client may set.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail loudly"
+)]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -156,13 +165,44 @@ async fn every_field_that_a_client_may_set_is_restored() {
     let restore = restored(&lab, &backup).await;
     let (old, new) = (lab.sim.record("VM", &uuid).unwrap(), lab.sim.record("VM", &restore.vm_uuid).unwrap());
     for field in [
-        "name_description", "user_version", "is_a_template", "memory_static_max", "memory_dynamic_max",
-        "memory_dynamic_min", "memory_static_min", "VCPUs_params", "VCPUs_max", "VCPUs_at_startup",
-        "actions_after_shutdown", "actions_after_reboot", "actions_after_crash", "PV_bootloader", "PV_kernel",
-        "PV_ramdisk", "PV_args", "PV_bootloader_args", "PV_legacy_args", "HVM_boot_policy", "HVM_boot_params",
-        "HVM_shadow_multiplier", "platform", "PCI_bus", "recommendations", "xenstore_data", "tags", "start_delay",
-        "shutdown_delay", "order", "version", "hardware_platform_version", "has_vendor_device", "reference_label",
-        "domain_type", "NVRAM", "blocked_operations", "bios_strings",
+        "name_description",
+        "user_version",
+        "is_a_template",
+        "memory_static_max",
+        "memory_dynamic_max",
+        "memory_dynamic_min",
+        "memory_static_min",
+        "VCPUs_params",
+        "VCPUs_max",
+        "VCPUs_at_startup",
+        "actions_after_shutdown",
+        "actions_after_reboot",
+        "actions_after_crash",
+        "PV_bootloader",
+        "PV_kernel",
+        "PV_ramdisk",
+        "PV_args",
+        "PV_bootloader_args",
+        "PV_legacy_args",
+        "HVM_boot_policy",
+        "HVM_boot_params",
+        "HVM_shadow_multiplier",
+        "platform",
+        "PCI_bus",
+        "recommendations",
+        "xenstore_data",
+        "tags",
+        "start_delay",
+        "shutdown_delay",
+        "order",
+        "version",
+        "hardware_platform_version",
+        "has_vendor_device",
+        "reference_label",
+        "domain_type",
+        "NVRAM",
+        "blocked_operations",
+        "bios_strings",
     ] {
         assert_eq!(new[field], old[field], "{field}");
     }
@@ -195,8 +235,7 @@ async fn an_unmapped_network_leaves_the_interface_out() {
         other.call("network.set_name_label", &[json!(reference), json!("elsewhere")]).await;
     }
     let options = xenvault_engine::EngineOptions::new(other.path("state"));
-    let engine =
-        xenvault_engine::Engine::open(other.session.clone(), Some(lab.repository.clone()), options).unwrap();
+    let engine = xenvault_engine::Engine::open(other.session.clone(), Some(lab.repository.clone()), options).unwrap();
     let report = engine.restore(request(&backup)).await.unwrap();
     assert_eq!(report.vifs[0].mapped_to, None);
     assert!(report.warnings.iter().any(|warning| warning.code == "network-not-mapped"), "{:?}", report.warnings);
@@ -278,7 +317,8 @@ async fn one_disk_is_written_to_a_sparse_file() {
     assert_same(&std::fs::read(&path).unwrap(), &guest, "the file");
     let again = points::restore_disk(&lab.repository, &backup.point, "0", &path, lab.monitor.clone() as _).await;
     assert!(matches!(again, Err(EngineError::LocalFile { .. })), "an existing file is never overwritten");
-    let other = points::restore_disk(&lab.repository, &backup.point, "9", &lab.path("x"), lab.monitor.clone() as _).await;
+    let other =
+        points::restore_disk(&lab.repository, &backup.point, "9", &lab.path("x"), lab.monitor.clone() as _).await;
     assert!(matches!(other, Err(EngineError::UnknownDisk { .. })));
     assert!(!lab.path("x").exists());
 }

@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_cause_decides_where_the_outer_error_says_little() {
-        let error = EngineError::Repository { action: "read".to_owned(), source: StoreError::WrongPassphrase };
+        let error = EngineError::Repository { action: "read".to_owned(), source: Box::new(StoreError::WrongPassphrase) };
         assert_eq!(Exit::of(&error), Exit::Passphrase);
         assert_eq!(
             Exit::of(&StoreError::NewerFormat { object: "config".to_owned(), found: 9, supported: 1 }),

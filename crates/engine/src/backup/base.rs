@@ -80,11 +80,7 @@ pub(crate) async fn parent(
 }
 
 /// Reads the facts that make a base trustworthy or not. What can not be read stays unknown.
-pub(crate) async fn situation(
-    session: &Session,
-    pool: &str,
-    vm: &vm::Record,
-) -> Result<Situation, EngineError> {
+pub(crate) async fn situation(session: &Session, pool: &str, vm: &vm::Record) -> Result<Situation, EngineError> {
     let power = match vm.power_state {
         vm::PowerState::Running | vm::PowerState::Paused => Some(Power::Running),
         vm::PowerState::Halted => Some(Power::Halted),
@@ -318,10 +314,8 @@ async fn changes(
                 };
             };
             let reason = FullReason::from_failure(code.as_str());
-            run.meter.warn(
-                "changes-not-listed",
-                format!("disk {} is read whole ({reason}): {error}", shot.live.device),
-            );
+            run.meter
+                .warn("changes-not-listed", format!("disk {} is read whole ({reason}): {error}", shot.live.device));
             return Ok(Err(reason));
         }
     };

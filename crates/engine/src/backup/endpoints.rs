@@ -150,7 +150,10 @@ mod tests {
     #[test]
     fn x23_both_kinds_are_a_finding_and_a_second_kind_is_never_offered() {
         let (nbd, insecure) = (network::Purpose::Nbd, network::Purpose::InsecureNbd);
-        assert_eq!(check(&[std::slice::from_ref(&nbd), std::slice::from_ref(&insecure)], ClearText::Accept), Err(FindingKind::NbdMixed));
+        assert_eq!(
+            check(&[std::slice::from_ref(&nbd), std::slice::from_ref(&insecure)], ClearText::Accept),
+            Err(FindingKind::NbdMixed)
+        );
         let mixed = [with(&[nbd]), with(&[insecure])];
         let finding = access(mixed.iter(), ClearText::Accept).unwrap_err();
         assert!(!finding.remedy.contains("param-add"), "{finding}");
@@ -166,7 +169,8 @@ mod tests {
 
     #[test]
     fn x24_ipv6_addresses_come_last_and_odd_records_do_no_harm() {
-        let info = |address: &str| vdi_nbd_server_info::Record { address: address.into(), port: 10809, ..Default::default() };
+        let info =
+            |address: &str| vdi_nbd_server_info::Record { address: address.into(), port: 10809, ..Default::default() };
         let list = [info("2001:db8::1"), info("nonsense"), info("192.0.2.1")];
         let found = endpoints(&list, Access::Clear).unwrap();
         let addresses: Vec<String> = found.iter().map(|endpoint| endpoint.address.ip().to_string()).collect();

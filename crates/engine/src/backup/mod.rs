@@ -20,8 +20,8 @@ use xenvault_xenapi::vm;
 
 pub(crate) use endpoints::{Access, access, source};
 pub use finding::{Finding, FindingKind};
-pub use request::{BackupReport, BackupRequest, DiskReport, Level, LevelRequest, SkippedDevice, VmSelector};
 pub(crate) use read::known_places;
+pub use request::{BackupReport, BackupRequest, DiskReport, Level, LevelRequest, SkippedDevice, VmSelector};
 pub(crate) use sample::{Dice, Field, choose};
 
 use crate::config::VmConfig;
@@ -150,8 +150,7 @@ async fn publish(
 }
 
 async fn configuration(run: &Run, ground: &Ground, vm: &vm::Record) -> Result<Vec<u8>, EngineError> {
-    let disks: Vec<_> =
-        ground.disks.iter().map(|disk| (disk.reference.clone(), disk.record.clone())).collect();
+    let disks: Vec<_> = ground.disks.iter().map(|disk| (disk.reference.clone(), disk.record.clone())).collect();
     VmConfig::read(run.session(), vm, &ground.vbds, &disks, &ground.skipped).await?.to_bytes()
 }
 

@@ -46,11 +46,7 @@ pub(crate) struct Ground {
 }
 
 /// Reads what the VM consists of and checks it. Touches nothing.
-pub(crate) async fn check(
-    engine: &Engine,
-    meter: &Meter,
-    vm: (&vm::Ref, &vm::Record),
-) -> Result<Ground, EngineError> {
+pub(crate) async fn check(engine: &Engine, meter: &Meter, vm: (&vm::Ref, &vm::Record)) -> Result<Ground, EngineError> {
     let session = engine.session();
     let pool = crate::pool::the_pool(session).await?;
     let vbds = devices(session, vm.1).await?;
@@ -120,13 +116,7 @@ async fn disks(
         }
         let Some(sr) = srs.get(&record.sr).cloned() else { continue };
         let trackable = trackable(pool, managers.values(), &sr, &record);
-        disks.push(LiveDisk {
-            device: vbd.userdevice.clone(),
-            reference: vbd.vdi.clone(),
-            record,
-            sr,
-            trackable,
-        });
+        disks.push(LiveDisk { device: vbd.userdevice.clone(), reference: vbd.vdi.clone(), record, sr, trackable });
     }
     Ok((disks, skipped))
 }
@@ -293,12 +283,7 @@ async fn reachable(
 }
 
 /// Findings that do not stop a backup.
-async fn advise(
-    engine: &Engine,
-    meter: &Meter,
-    pool: &pool::Record,
-    disks: &[LiveDisk],
-) -> Result<(), EngineError> {
+async fn advise(engine: &Engine, meter: &Meter, pool: &pool::Record, disks: &[LiveDisk]) -> Result<(), EngineError> {
     if pool.restrictions.get("restrict_cbt").is_some_and(|value| value == "true") {
         meter.warn(
             FindingKind::CbtRestricted.code(),

@@ -296,7 +296,7 @@ impl Line<'_, '_> {
         EngineError::Read {
             device: self.job.device().to_owned(),
             vdi: self.job.shot.live.record.uuid.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 

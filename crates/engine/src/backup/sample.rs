@@ -29,8 +29,12 @@ pub(crate) fn choose(field: &Field<'_>, count: usize, dice: &mut Dice) -> Vec<By
         }
     }
     let unread = |block: u64| !field.read.contains(block * CBT_BLOCK_BYTES);
-    let quiet: Vec<u64> =
-        field.known_data.iter().map(|offset| offset / CBT_BLOCK_BYTES).filter(|&b| b <= last_block && unread(b)).collect();
+    let quiet: Vec<u64> = field
+        .known_data
+        .iter()
+        .map(|offset| offset / CBT_BLOCK_BYTES)
+        .filter(|&b| b <= last_block && unread(b))
+        .collect();
     let wanted = chosen.len() + (count - chosen.len()) / 2;
     for _ in 0..count {
         if chosen.len() >= wanted || quiet.is_empty() {
@@ -110,7 +114,9 @@ impl Dice {
     pub(crate) fn seeded_by(texts: &[&str]) -> Self {
         let bytes = texts.iter().flat_map(|text| text.bytes());
         // FNV-1a.
-        Self::new(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)))
+        Self::new(
+            bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)),
+        )
     }
 
     fn next(&mut self) -> u64 {

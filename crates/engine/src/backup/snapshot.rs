@@ -84,13 +84,12 @@ pub(crate) async fn take(
     let reference = match taken {
         Ok(reference) => reference,
         // The result is lost, not the snapshot: its name tells (X05).
-        Err(XenApiError::TaskVanished { operation }) => by_name(session, &name)
-            .await?
-            .ok_or(XenApiError::TaskVanished { operation })
-            .doing("take the snapshot")?,
+        Err(XenApiError::TaskVanished { operation }) => {
+            by_name(session, &name).await?.ok_or(XenApiError::TaskVanished { operation }).doing("take the snapshot")?
+        }
         Err(error) if is_full(&error) => {
             let sr = ground.disks.first().map(|disk| disk.sr.name_label.clone()).unwrap_or_default();
-            return Err(EngineError::SrFull { sr, action: "take the snapshot".into(), source: error });
+            return Err(EngineError::SrFull { sr, action: "take the snapshot".into(), source: Box::new(error) });
         }
         Err(error) => return Err(error).doing("take the snapshot"),
     };

@@ -76,7 +76,7 @@ pub(super) async fn create(
             return Err(EngineError::SrFull {
                 sr: target.record.name_label.clone(),
                 action: format!("make disk {}", stored.device),
-                source: error,
+                source: Box::new(error),
             });
         }
         other => other.doing(format!("make disk {} of {} bytes", stored.device, stored.virtual_size))?,
@@ -187,7 +187,7 @@ pub(super) async fn verify(
     let failed = |source| EngineError::Read {
         device: disk.device.clone(),
         vdi: disk.record.uuid.clone(),
-        source,
+        source: Box::new(source),
     };
     let began = Instant::now();
     let export = Export::open(

@@ -11,9 +11,7 @@ use std::sync::Arc;
 use xenvault_store::{Point, Repository};
 use xenvault_xenapi::{pool, vbd, vdi, vif, vm, vtpm};
 
-pub use request::{
-    MacPolicy, NotRestored, RestoreReport, RestoreRequest, RestoredDisk, RestoredVif, SrSelector,
-};
+pub use request::{MacPolicy, NotRestored, RestoreReport, RestoreRequest, RestoredDisk, RestoredVif, SrSelector};
 
 use crate::config::{Device, Interface, VmConfig};
 use crate::marks::{self, Marks, Role};
@@ -174,11 +172,8 @@ impl Work<'_> {
 
     async fn create_vm(&self, marks: &Marks) -> Result<(vm::Ref, String), EngineError> {
         let (run, session) = (self.run, self.run.session());
-        let name = marks::operation_name(
-            &format!("Xenvault restore of {}", self.name),
-            run.engine.instance(),
-            run.id(),
-        );
+        let name =
+            marks::operation_name(&format!("Xenvault restore of {}", self.name), run.engine.instance(), run.id());
         let record = settings::creation_record(&self.original.vm, &name)?;
         run.intend(Made::Vm, &name)?;
         let vm = vm::create(session, &record).await.doing("create the VM")?;

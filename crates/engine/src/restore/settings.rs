@@ -22,7 +22,7 @@ pub(super) enum Way {
     Left(&'static str),
 }
 
-use Way::{AtCreation, Afterwards, Left, OfTheMoment};
+use Way::{Afterwards, AtCreation, Left, OfTheMoment};
 
 /// Every field of a VM.
 pub(super) const FIELDS: &[(&str, Way)] = &[
@@ -151,8 +151,7 @@ pub(super) fn creation_record(original: &vm::Record, name: &str) -> Result<vm::R
     };
     let allowed: BTreeSet<&str> =
         FIELDS.iter().filter(|(_, way)| *way == AtCreation).map(|(field, _)| *field).collect();
-    let kept: BTreeMap<String, Value> =
-        all.into_iter().filter(|(field, _)| allowed.contains(field.as_str())).collect();
+    let kept: BTreeMap<String, Value> = all.into_iter().filter(|(field, _)| allowed.contains(field.as_str())).collect();
     let mut record = vm::Record::from_value(Value::Map(kept))
         .map_err(|_| EngineError::Internal { what: "the record of the new VM".to_owned() })?;
     record.name_label = name.to_owned();

@@ -32,11 +32,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) async fn find(
-        session: &Session,
-        pool: &pool::Record,
-        wanted: &SrSelector,
-    ) -> Result<Self, EngineError> {
+    pub(super) async fn find(session: &Session, pool: &pool::Record, wanted: &SrSelector) -> Result<Self, EngineError> {
         let all = sr::get_all_records(session).await.doing("list the SRs")?;
         let text = match wanted {
             SrSelector::Uuid(text) | SrSelector::Name(text) | SrSelector::UuidOrName(text) => text.as_str(),
@@ -121,8 +117,7 @@ impl Networks {
         let vifs = vif::get_all_records(session).await.doing("list the VIFs")?;
         // Snapshots and templates keep the addresses of their VM and never use them.
         let of_vm = |vif: &vif::Record| vms.get(&vif.vm).is_none_or(|vm| !vm.is_a_snapshot && !vm.is_a_template);
-        let used_macs =
-            vifs.into_values().filter(of_vm).map(|record| record.mac.to_ascii_lowercase()).collect();
+        let used_macs = vifs.into_values().filter(of_vm).map(|record| record.mac.to_ascii_lowercase()).collect();
         Ok(Self { all, map, used_macs })
     }
 
@@ -168,11 +163,7 @@ mod tests {
     fn networks(list: &[(&str, &str)]) -> BTreeMap<network::Ref, network::Record> {
         list.iter()
             .map(|(uuid, name)| {
-                let record = network::Record {
-                    uuid: (*uuid).into(),
-                    name_label: (*name).into(),
-                    ..Default::default()
-                };
+                let record = network::Record { uuid: (*uuid).into(), name_label: (*name).into(), ..Default::default() };
                 (network::Ref::new(&format!("OpaqueRef:{uuid}")), record)
             })
             .collect()

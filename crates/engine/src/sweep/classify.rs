@@ -164,11 +164,9 @@ impl Question<'_> {
                 };
                 Some(Step { item: item(action, reason), target, run: owned.run })
             }
-            Err(why) => self.noted(why).map(|reason| Step {
-                item: item(SweepAction::Keep, reason),
-                target,
-                run: String::new(),
-            }),
+            Err(why) => {
+                self.noted(why).map(|reason| Step { item: item(SweepAction::Keep, reason), target, run: String::new() })
+            }
         }
     }
 
@@ -193,11 +191,9 @@ impl Question<'_> {
                 let (action, reason) = self.vdi_action(record, &owned, bases)?;
                 Some(Step { item: item(action, reason), target, run: owned.run })
             }
-            Err(why) => self.noted(why).map(|reason| Step {
-                item: item(SweepAction::Keep, reason),
-                target,
-                run: String::new(),
-            }),
+            Err(why) => {
+                self.noted(why).map(|reason| Step { item: item(SweepAction::Keep, reason), target, run: String::new() })
+            }
         }
     }
 

@@ -35,7 +35,14 @@ pub(crate) struct RunFacts {
 impl RunFacts {
     /// A run without a journal: it ended, and whatever it left was left on purpose or by accident.
     pub(crate) fn unknown() -> Self {
-        Self { alive: false, publication: Publication::No, created: BTreeSet::new(), intended: BTreeSet::new(), vm: None, restore: false }
+        Self {
+            alive: false,
+            publication: Publication::No,
+            created: BTreeSet::new(),
+            intended: BTreeSet::new(),
+            vm: None,
+            restore: false,
+        }
     }
 
     /// A run that is alive somewhere.
@@ -108,9 +115,7 @@ impl Inventory {
     ) -> Result<Owned, NotOurs> {
         let users: Vec<&vm::Record> = self.users(record).collect();
         let by_users: Vec<Owned> = users.iter().filter_map(|user| self.judge_vm(user, instance, runs).ok()).collect();
-        let foreign = users
-            .iter()
-            .any(|user| !user.is_control_domain && self.judge_vm(user, instance, runs).is_err());
+        let foreign = users.iter().any(|user| !user.is_control_domain && self.judge_vm(user, instance, runs).is_err());
         let candidate = Candidate {
             uuid: &record.uuid,
             name: &record.name_label,

@@ -107,9 +107,7 @@ async fn prepare<'a>(engine: &'a Engine, scope: &Scope) -> Result<(Executor<'a>,
         histories.insert(run.clone(), engine.state().history(run)?);
     }
     let inventory = Inventory::read(engine.session()).await?;
-    histories.retain(|_, history| {
-        history.operation.as_ref().is_none_or(|operation| operation.pool == inventory.pool)
-    });
+    histories.retain(|_, history| history.operation.as_ref().is_none_or(|operation| operation.pool == inventory.pool));
     let mut runs: BTreeMap<String, RunFacts> =
         histories.iter().map(|(run, history)| (run.clone(), RunFacts::from(history))).collect();
     settle_publications(engine, &histories, &mut runs).await;
@@ -171,9 +169,9 @@ fn mentioned(inventory: &Inventory) -> BTreeSet<String> {
 fn forget(executor: Executor<'_>, steps: &[Step], done: &Done) -> Result<(), EngineError> {
     for (run, history) in executor.histories {
         let waits = steps.iter().any(|step| {
-            step.run == run && step.item.action == SweepAction::Keep && executor.runs.get(&run).is_some_and(|facts| {
-                facts.publication == Publication::No
-            })
+            step.run == run
+                && step.item.action == SweepAction::Keep
+                && executor.runs.get(&run).is_some_and(|facts| facts.publication == Publication::No)
         });
         let exists = |id: &String| {
             executor.inventory.vms.values().any(|record| record.uuid == *id)

@@ -65,8 +65,11 @@ impl Lab {
 
     /// One host, one VHD SR, one halted VM `vm-1` with one disk of 16 MiB, of which 4 MiB hold data.
     pub async fn small() -> Self {
-        Self::new(SimOptions { vms: vec![VmSpec::new("vm-1").disk(data_disk(16 * MIB, 4 * MIB))], ..Default::default() })
-            .await
+        Self::new(SimOptions {
+            vms: vec![VmSpec::new("vm-1").disk(data_disk(16 * MIB, 4 * MIB))],
+            ..Default::default()
+        })
+        .await
     }
 
     /// Another engine of the same installation, as a second process would have it.
