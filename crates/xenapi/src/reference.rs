@@ -118,8 +118,6 @@ impl<T> ToValue for Ref<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn null_is_null_and_sessions_are_not_shown() {
         let vm = crate::vm::Ref::null();

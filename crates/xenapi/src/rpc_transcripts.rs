@@ -1,5 +1,7 @@
 //! The answers of a real xapi, in both encodings: the same call gives equal typed results or equal errors.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 #[path = "../../../tests/support/shared.rs"]
 mod shared;
 

@@ -198,11 +198,15 @@ impl Session {
                 self.inner.directory.address_of(host).ok_or_else(unknown)?
             }
         };
-        self.client_at(&address)
+        self.client_at(&address).await
     }
 
     /// As [`Session::client_of`] by address, which must be that of a member.
-    pub(crate) fn client_at(&self, address: &str) -> Result<HttpClient, XenApiError> {
+    pub(crate) async fn client_at(&self, address: &str) -> Result<HttpClient, XenApiError> {
+        // A host that was away at the login, or that joined the pool since.
+        if !self.inner.directory.is_ready(address) {
+            self.refresh_members().await?;
+        }
         if !self.inner.directory.is_member(address) {
             return Err(XenApiError::UnknownHost { host: address.to_owned() });
         }

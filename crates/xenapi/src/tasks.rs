@@ -12,6 +12,10 @@ use tokio_util::sync::CancellationToken;
 /// How long one call waits for events. An event that is lost costs at most this.
 const EVENT_WAIT: Duration = Duration::from_secs(20);
 
+/// How long the pool may be out of reach while a task is awaited (a restart of the toolstack, a fail-over) before the
+/// wait fails and the task is given up.
+const OUTAGE_LIMIT: Duration = Duration::from_secs(90);
+
 /// How long a cancelled task may take to end before it is destroyed as it is.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
@@ -57,14 +61,14 @@ impl<T: FromValue + Send> FromTaskResult for T {}
 /// # Errors
 /// [`XenApiError::Api`] with the task's own failure, [`XenApiError::TaskVanished`], [`XenApiError::TaskStalled`],
 /// [`XenApiError::Cancelled`], and those of calls.
-pub fn wait<'a, T: FromTaskResult>(
+pub fn wait<'a, T>(
     session: &Session,
     task: task::Ref,
     options: WaitOptions,
     cancel: &'a CancellationToken,
 ) -> impl Future<Output = Result<T, XenApiError>> + Send + 'a
 where
-    T: 'a,
+    T: FromTaskResult + 'a,
 {
     let guard = TaskGuard::new(session, task);
     async move { guard.result(&options, cancel).await }
@@ -112,7 +116,7 @@ impl TaskGuard {
     ) -> Result<String, XenApiError> {
         let task = self.reference();
         let operation = || options.operation.clone();
-        let watching = watch(&self.session, &task, options);
+        let watching = watch(&self.session, &task, options, OUTAGE_LIMIT);
         let end = tokio::select! {
             end = watching => end,
             () = cancel.cancelled() => Err(XenApiError::Cancelled { operation: operation() }),
@@ -151,7 +155,7 @@ impl TaskGuard {
     pub(crate) async fn expect_failure(mut self) -> Result<(), XenApiError> {
         let task = self.reference();
         let options = WaitOptions { progress_deadline: END_LIMIT, ..WaitOptions::of("the end of a transfer") };
-        match watch(&self.session, &task, &options).await {
+        match watch(&self.session, &task, &options, OUTAGE_LIMIT).await {
             Ok(_) => {
                 self.task = None;
                 destroy(&self.session, &task).await;
@@ -188,7 +192,7 @@ async fn cancel_and_wait(session: &Session, task: &task::Ref) -> Option<task::Re
         tracing::debug!(%error, "a task could not be cancelled");
     }
     let options = WaitOptions { progress_deadline: END_LIMIT, ..WaitOptions::of("cancelling a task") };
-    tokio::time::timeout(END_LIMIT, watch(session, task, &options)).await.ok()?.ok()
+    tokio::time::timeout(END_LIMIT, watch(session, task, &options, Duration::ZERO)).await.ok()?.ok()
 }
 
 async fn destroy(session: &Session, task: &task::Ref) {
@@ -216,62 +220,115 @@ fn outcome(record: task::Record, operation: String) -> Result<String, XenApiErro
     }
 }
 
-/// Watches a task until it has ended.
-async fn watch(session: &Session, task: &task::Ref, options: &WaitOptions) -> Result<task::Record, XenApiError> {
-    let subscription = format!("task/{}", task.as_str());
-    let vanished = || XenApiError::TaskVanished { operation: options.operation.clone() };
-    let mut token = String::new();
-    let mut events_work = true;
-    let mut first = true;
+/// Watches a task until it has ended. The pool may be out of reach for up to `outage_limit`.
+async fn watch(
+    session: &Session,
+    task: &task::Ref,
+    options: &WaitOptions,
+    outage_limit: Duration,
+) -> Result<task::Record, XenApiError> {
+    let mut watcher = Watcher { session, task, options, token: String::new(), source: Source::Record };
     let mut last: Option<task::Record> = None;
     let mut changed = Instant::now();
+    let mut reached = Instant::now();
     loop {
-        let mut seen = Vec::new();
-        if std::mem::take(&mut first) {
-            // No events come for a task that is gone, so it is looked up before anything is waited for.
-        } else if events_work {
-            let left = options.progress_deadline.saturating_sub(changed.elapsed());
-            match event::from(session, &[&subscription], &token, EVENT_WAIT.min(left)).await {
-                Ok(batch) => {
-                    token = batch.token;
-                    for event in batch.events.iter().filter(|event| event.reference == task.as_str()) {
-                        if event.operation == event::Operation::Del {
-                            return Err(vanished());
-                        }
-                        seen.extend(event.record::<task::Record>()?);
+        let left = options.progress_deadline.saturating_sub(changed.elapsed());
+        match watcher.look(EVENT_WAIT.min(left)).await {
+            Ok(records) => {
+                reached = Instant::now();
+                for record in records {
+                    if is_over(&record) {
+                        return Ok(record);
+                    }
+                    if last.as_ref() != Some(&record) {
+                        changed = Instant::now();
+                        last = Some(record);
                     }
                 }
-                // A token of an earlier coordinator, or events that were lost: begin again with everything.
-                Err(error) if error.api().is_some() && !token.is_empty() => token.clear(),
-                Err(error @ XenApiError::Api { .. }) => {
-                    tracing::debug!(%error, "events do not work, the task is polled");
-                    events_work = false;
-                }
-                Err(error) => return Err(error),
             }
-        } else {
-            tokio::time::sleep(options.poll).await;
-        }
-        if seen.is_empty() {
-            // Nothing came: it may be slow, or gone.
-            match task::get_record(session, task).await {
-                Ok(record) => seen.push(record),
-                Err(error) if error.code() == Some(&ErrorCode::HandleInvalid) => return Err(vanished()),
-                Err(error) => return Err(error),
-            }
-        }
-        for record in seen {
-            if is_over(&record) {
-                return Ok(record);
-            }
-            if last.as_ref() != Some(&record) {
+            Err(error @ (XenApiError::Connection { .. } | XenApiError::Timeout { .. }))
+                if reached.elapsed() < outage_limit =>
+            {
+                tracing::debug!(%error, "the pool can not be reached, the task is looked for again");
+                tokio::time::sleep(options.poll.min(outage_limit)).await;
+                // Not held against the task: nothing could be seen of it.
                 changed = Instant::now();
-                last = Some(record);
             }
+            Err(error) => return Err(error),
         }
         let waited = changed.elapsed();
         if waited >= options.progress_deadline {
             return Err(XenApiError::TaskStalled { operation: options.operation.clone(), waited });
         }
+    }
+}
+
+/// Where a task's state is looked up next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Its record: at first, since no events come for a task that is gone.
+    Record,
+    /// Events.
+    Events,
+    /// Its record every now and then: events do not work here.
+    Polling,
+}
+
+struct Watcher<'a> {
+    session: &'a Session,
+    task: &'a task::Ref,
+    options: &'a WaitOptions,
+    token: String,
+    source: Source,
+}
+
+impl Watcher<'_> {
+    /// Waits up to `wait` for news and gives the states that were seen, in order.
+    async fn look(&mut self, wait: Duration) -> Result<Vec<task::Record>, XenApiError> {
+        let mut seen = Vec::new();
+        match self.source {
+            Source::Record => self.source = Source::Events,
+            Source::Events => seen = self.events(wait).await?,
+            Source::Polling => tokio::time::sleep(self.options.poll.min(wait)).await,
+        }
+        if seen.is_empty() {
+            // Nothing came: it may be slow, or gone.
+            seen.push(task::get_record(self.session, self.task).await.map_err(|error| match error.code() {
+                Some(ErrorCode::HandleInvalid) => self.vanished(),
+                _ => error,
+            })?);
+        }
+        Ok(seen)
+    }
+
+    async fn events(&mut self, wait: Duration) -> Result<Vec<task::Record>, XenApiError> {
+        let subscription = format!("task/{}", self.task.as_str());
+        let batch = match event::from(self.session, &[&subscription], &self.token, wait).await {
+            Ok(batch) => batch,
+            // A token of an earlier coordinator, or events that were lost: begin again with everything.
+            Err(error) if error.api().is_some() && !self.token.is_empty() => {
+                self.token.clear();
+                return Ok(Vec::new());
+            }
+            Err(error @ XenApiError::Api { .. }) => {
+                tracing::debug!(%error, "events do not work, the task is polled");
+                self.source = Source::Polling;
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
+        };
+        self.token = batch.token;
+        let mut seen = Vec::new();
+        for event in batch.events.iter().filter(|event| event.reference == self.task.as_str()) {
+            if event.operation == event::Operation::Del {
+                return Err(self.vanished());
+            }
+            seen.extend(event.record::<task::Record>()?);
+        }
+        Ok(seen)
+    }
+
+    fn vanished(&self) -> XenApiError {
+        XenApiError::TaskVanished { operation: self.options.operation.clone() }
     }
 }

@@ -83,13 +83,13 @@ where
             Reply::Accepted(transfer) => return Ok((transfer, guard)),
             Reply::Elsewhere(location) if redirects < REDIRECTS => {
                 redirects += 1;
-                client = session.client_at(&redirect_host(&at, &location)?)?;
+                client = session.client_at(&redirect_host(&at, &location)?).await?;
                 tracing::debug!(host = client.endpoint.display_host(), "the transfer was sent on to another member");
             }
             Reply::Refused(401) if !renewed => {
                 renewed = true;
                 session.renew_since(generation, operation).await?;
-                client = session.client_at(&at.host)?;
+                client = session.client_at(&at.host).await?;
             }
             Reply::Refused(401) => return Err(XenApiError::SessionInvalid { operation: operation.to_owned() }),
             Reply::Elsewhere(_) => return Err(refusal(&at, operation, 302, guard).await),

@@ -1,4 +1,5 @@
 //! Sessions: following the coordinator, renewal, a busy pool, and a logout on every path.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
 mod scripted;
 

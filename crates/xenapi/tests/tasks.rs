@@ -1,4 +1,5 @@
 //! Tasks: results, failures, disappearance, cancelling, and nothing left behind.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
 mod scripted;
 

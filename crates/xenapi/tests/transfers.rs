@@ -1,4 +1,5 @@
 //! Transfers: success only by task and length, early ends, redirections, and no more memory than is in flight.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
 mod scripted;
 

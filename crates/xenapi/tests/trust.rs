@@ -1,4 +1,5 @@
 //! Trust: only the confirmed certificate, only with its own key, and nothing secret before that is known.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
 mod scripted;
 

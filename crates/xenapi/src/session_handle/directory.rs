@@ -132,6 +132,11 @@ impl Directory {
         self.lock().members.iter().any(|member| normal(&member.address) == address)
     }
 
+    /// Whether enough is known of a member to talk to it.
+    pub(super) fn is_ready(&self, address: &str) -> bool {
+        self.is_member(address) && (!self.is_pinned() || self.has_pin(address))
+    }
+
     /// Where the coordinator may be, the likeliest first.
     pub(super) fn candidates(&self, current: Option<&Endpoint>) -> Vec<Endpoint> {
         let mut found: Vec<Endpoint> = current.into_iter().chain([&self.given]).cloned().collect();

@@ -1,5 +1,11 @@
 //! Scripted hosts: HTTPS servers that answer JSON-RPC as told, for what the simulator does not do on order.
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test double: what is unexpected ends the test"
+)]
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
