@@ -47,8 +47,9 @@ impl Config {
     /// The bytes of the object.
     ///
     /// # Errors
-    /// [`FormatError::Record`] if it is too long.
+    /// [`FormatError::Field`] if a setting is out of bounds; [`FormatError::Record`] if it is too long.
     pub fn encode(&self, keys: &Keys) -> Result<Vec<u8>, FormatError> {
+        self.check()?;
         let record = record_options(MAX_RECORD_BYTES as u64)
             .serialize(self)
             .map_err(|source| FormatError::Record { what: WHAT, source })?;

@@ -440,8 +440,10 @@ impl DiskWriter {
         self.chunker_mut()?;
         let Some(mut chunker) = self.chunker.take() else { return Ok(()) };
         let sink = Arc::clone(&self.sink);
+        let queued = Instant::now();
         let work = move || {
             let began = Instant::now();
+            add_time(&sink.counters.throttled_nanos, began - queued);
             let zeros_before = chunker.zero_blocks();
             let mut chunks = Vec::new();
             chunker.push(&part, &mut |chunk| chunks.push(Hashed::offer(&sink, chunk, &mut room)));

@@ -283,10 +283,11 @@ impl Sink {
     }
 
     fn fail(&self, error: AppendError) {
-        if let AppendError::Format(error) = error {
-            self.failure.set(StoreError::format(names::PACKS, error));
-        }
-        self.failure.set(self.gone());
+        self.failure.set(match error {
+            AppendError::Format(error) => StoreError::format(names::PACKS, error),
+            // The task has said why before it ended, unless the runtime has ended it; then this is the first to say.
+            AppendError::Gone => StoreError::WriterFailed { reason: "its task has ended".to_owned() },
+        });
         // Whoever waits for room wakes up, and finds the failure.
         self.budget.close();
     }
@@ -365,15 +366,20 @@ struct PackTask {
 impl PackTask {
     async fn run(mut self, mut queue: mpsc::Receiver<Message>, failure: Arc<Failure>, budget: Arc<Semaphore>) {
         while let Some(message) = queue.recv().await {
-            if let Err(error) = self.handle(message).await {
+            let mut asked = None;
+            if let Err(error) = self.handle(message, &mut asked).await {
                 failure.set(error);
                 budget.close();
+                // Only now does whoever asked for a flush wake up, and finds the failure.
                 return;
+            }
+            if let Some(asked) = asked {
+                let _ = asked.send(());
             }
         }
     }
 
-    async fn handle(&mut self, message: Message) -> Result<(), StoreError> {
+    async fn handle(&mut self, message: Message, asked: &mut Option<oneshot::Sender<()>>) -> Result<(), StoreError> {
         let began = Instant::now();
         match message {
             Message::Begin { name } => {
@@ -394,8 +400,8 @@ impl PackTask {
                 }
             }
             Message::Flush(done) => {
+                *asked = Some(done);
                 self.publish_index().await?;
-                let _ = done.send(());
             }
         }
         add_time(&self.counters.write_nanos, began.elapsed());

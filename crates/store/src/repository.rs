@@ -24,11 +24,19 @@ const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
 const DATA_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// How a repository is made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct InitOptions {
     /// Cost of deriving the key from the passphrase.
     pub kdf: KdfParams,
+    /// Packs are closed when they reach this size in bytes; 64 KiB to 32 MiB.
+    pub pack_target_bytes: u32,
+}
+
+impl Default for InitOptions {
+    fn default() -> Self {
+        Self { kdf: KdfParams::default(), pack_target_bytes: 32 * 1024 * 1024 }
+    }
 }
 
 /// An open repository. Clones share everything; all methods may run at the same time.
@@ -76,7 +84,8 @@ impl Repository {
         let slot = deriving(move || KeySlot::wrap(&wrap_master, repository, &passphrase, options.kdf)).await?;
         let keys = Keys::derive(master, repository).map_err(made)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        config.pack_target_bytes = options.pack_target_bytes;
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
         for (name, bytes) in [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)] {

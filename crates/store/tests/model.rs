@@ -4,7 +4,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::{BLOCK, back_up, manifest, new_repository, noise, passphrase, read_disk, write_disk, writer};
+use common::{BLOCK, back_up, local, manifest, new_repository, noise, passphrase, read_disk, write_disk, writer};
 use futures::TryStreamExt as _;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -132,13 +132,13 @@ fn any_sequence_of_backups_equals_plain_copies() {
             let mut history = Vec::new();
             let mut model = vec![0; usize::try_from(size).unwrap()];
             let mut base = None;
-            let repository = first.reopen_on(folder_backend(&folder)).unwrap();
+            let repository = first.reopen_on(local(folder.path())).unwrap();
             for step in &steps {
                 base = Some(apply(&repository, &mut model, base, step).await?);
                 history.push((base.unwrap(), model.clone()));
             }
             // Every point stays what it was, also for somebody who has only just opened the repository.
-            let repository = first.reopen_on(folder_backend(&folder)).unwrap();
+            let repository = first.reopen_on(local(folder.path())).unwrap();
             for (map, model) in &history {
                 compare(&repository, map, model).await?;
             }
@@ -146,10 +146,6 @@ fn any_sequence_of_backups_equals_plain_copies() {
         })
     });
     result.unwrap();
-}
-
-fn folder_backend(folder: &tempfile::TempDir) -> std::sync::Arc<dyn xenvault_store::backend::Backend> {
-    std::sync::Arc::new(xenvault_store::backend::LocalFolder::new(folder.path()))
 }
 
 #[tokio::test]

@@ -4,13 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use uuid::Uuid;
 use xenvault_block::ByteRange;
+use xenvault_store::backend::{Backend, LocalFolder};
 use xenvault_store::{
-    BlobRef, DiskMapRef, DiskOptions, DiskResult, Level, PointDisk, PointId, PointManifest, Repository, Secret, Writer,
-    WriterOptions,
+    BlobRef, DiskMapRef, DiskOptions, DiskResult, InitOptions, Level, PointDisk, PointId, PointManifest, Repository,
+    Secret, Writer, WriterOptions,
 };
 
 pub const BLOCK: usize = 4096;
@@ -105,4 +107,31 @@ pub async fn back_up(repository: &Repository, content: &[u8]) -> (PointId, DiskM
     let map = write_disk(&writer, content).await.map;
     let config = writer.put_blob(b"{}").await.unwrap();
     (writer.publish(manifest(&[map], config)).await.unwrap(), map)
+}
+
+/// A repository whose packs are small, so that little data makes many of them.
+pub async fn small_packs(path: &Path) -> Repository {
+    let mut options = InitOptions::default();
+    options.pack_target_bytes = 256 * 1024;
+    Repository::init(path, &passphrase(), options).await.unwrap()
+}
+
+pub fn local(path: &Path) -> Arc<dyn Backend> {
+    Arc::new(LocalFolder::new(path))
+}
+
+/// All files of a repository with this first part of their names, relative, ascending.
+pub fn objects(root: &Path, folder: &str) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.join(folder)];
+    while let Some(folder) = folders.pop() {
+        if folder.is_file() {
+            found.push(folder);
+            continue;
+        }
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        folders.extend(entries.map(|entry| entry.unwrap().path()));
+    }
+    found.sort();
+    found
 }
