@@ -1,0 +1,9 @@
+//! The two encodings of XenAPI, in xapi's exact manner, and what a call and a failure are.
+
+mod failure;
+mod json;
+mod xml;
+
+pub(crate) use failure::{Failure, Outcome};
+pub(crate) use json::{JsonCall, json_answer, json_text, read_json_call};
+pub(crate) use xml::{read_xml_call, xml_answer, xml_fragment};
