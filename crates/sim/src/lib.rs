@@ -6,19 +6,20 @@
 //! so that an error can not be invisible by being made on both sides. It is a test double: it keeps its objects in
 //! memory and its disks as sparse files in a temporary folder, and is not hardened.
 
-#[path = "control/counters.rs"]
-mod counters;
+mod control;
+mod core;
 mod error;
-#[path = "control/fault.rs"]
-mod fault;
+mod http;
+mod methods;
+mod model;
 pub mod nbd;
 mod options;
 mod pool;
+mod rpc;
 pub mod storage;
 pub mod vhd_export;
 
-pub use counters::{Counters, NbdDiskCounters};
+pub use control::{Counters, Fault, FaultEffect, NbdDiskCounters};
 pub use error::SimError;
-pub use fault::{Fault, FaultEffect};
 pub use options::{DiskContent, DiskSpec, NbdAccess, SimOptions, SrSpec, VmSpec};
 pub use pool::{DiskInfo, HostInfo, SimPool, SrInfo, VmInfo};

@@ -1,6 +1,9 @@
 //! What the pool counted since it started: for tests of cost and of leaks.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::nbd::NbdCounters;
 
 /// A copy of all counters at one moment.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -32,5 +35,47 @@ impl Counters {
     /// Data bytes that NBD sent for all disks together.
     pub fn nbd_sent_bytes(&self) -> u64 {
         self.nbd.values().map(|disk| disk.sent_bytes).sum()
+    }
+}
+
+/// Live counters.
+#[derive(Debug, Default)]
+pub(crate) struct CounterBook {
+    counts: Mutex<Counters>,
+}
+
+impl CounterBook {
+    fn lock(&self) -> MutexGuard<'_, Counters> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a call.
+    pub(crate) fn call(&self, name: &str) {
+        *self.lock().calls.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Counts body bytes of an export.
+    pub(crate) fn sent(&self, vdi: &str, bytes: u64) {
+        *self.lock().http_sent_bytes.entry(vdi.to_owned()).or_default() += bytes;
+    }
+
+    /// Counts body bytes of an import.
+    pub(crate) fn received(&self, vdi: &str, bytes: u64) {
+        *self.lock().http_received_bytes.entry(vdi.to_owned()).or_default() += bytes;
+    }
+
+    /// A copy, with what NBD counted.
+    pub(crate) fn snapshot(&self, nbd: &NbdCounters) -> Counters {
+        let mut counters = self.lock().clone();
+        for (vdi, counts) in nbd.snapshot().vdis {
+            let disk = NbdDiskCounters {
+                opens: counts.opens,
+                closes: counts.closes,
+                reads: counts.reads,
+                sent_bytes: counts.sent_bytes,
+            };
+            counters.nbd.insert(vdi.to_string(), disk);
+        }
+        counters
     }
 }

@@ -1,5 +1,6 @@
 //! Faults that a test orders: which calls they meet and what happens to them.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// One order. It meets calls whose name equals `call`: a XenAPI method with or without `Async.` (`VDI.data_destroy`),
@@ -62,4 +63,61 @@ pub enum FaultEffect {
     Truncate(u64),
     /// No answer at all while the connection stays open.
     Hang,
+}
+
+/// The faults that are ordered and not used up.
+#[derive(Debug, Default)]
+pub(crate) struct FaultBook {
+    orders: Mutex<Vec<Fault>>,
+}
+
+impl FaultBook {
+    fn lock(&self) -> MutexGuard<'_, Vec<Fault>> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, fault: Fault) {
+        self.lock().push(fault);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// The effect of the first order that meets this call, which counts as one occasion.
+    pub(crate) fn strike(&self, call: &str) -> Option<FaultEffect> {
+        let mut orders = self.lock();
+        let mut effect = None;
+        for order in orders.iter_mut() {
+            if order.call != call && !(order.call == "*" && !call.contains('/')) {
+                continue;
+            }
+            if order.skip > 0 {
+                order.skip -= 1;
+                continue;
+            }
+            if order.count > 0 {
+                order.count = if order.count == u64::MAX { u64::MAX } else { order.count - 1 };
+                effect = Some(order.effect.clone());
+                break;
+            }
+        }
+        orders.retain(|order| order.count > 0);
+        effect
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_meets_the_call_that_it_names_and_is_used_up() {
+        let book = FaultBook::default();
+        book.add(Fault::once("VM.snapshot", FaultEffect::Drop).after(1));
+        assert!(book.strike("VM.destroy").is_none());
+        assert!(book.strike("VM.snapshot").is_none());
+        assert!(matches!(book.strike("VM.snapshot"), Some(FaultEffect::Drop)));
+        assert!(book.strike("VM.snapshot").is_none());
+    }
 }

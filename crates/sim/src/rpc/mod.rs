@@ -5,5 +5,5 @@ mod json;
 mod xml;
 
 pub(crate) use failure::{Failure, Outcome};
-pub(crate) use json::{JsonCall, json_answer, json_text, read_json_call};
+pub(crate) use json::{json_answer, read_json_call};
 pub(crate) use xml::{read_xml_call, xml_answer, xml_fragment};

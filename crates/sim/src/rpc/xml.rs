@@ -47,11 +47,11 @@ fn read_tree(body: &str) -> Result<Element, String> {
                 if stack.len() >= DEEPEST {
                     return Err(failure(reader.buffer_position(), "too deep"));
                 }
-                let name = String::from_utf8_lossy(start.name().as_ref()).into_owned();
+                let name = start.name().as_ref().to_owned();
                 stack.push(Element { name, ..Element::default() });
             }
             Event::Empty(start) => {
-                let name = String::from_utf8_lossy(start.name().as_ref()).into_owned();
+                let name = start.name().as_ref().to_owned();
                 let element = Element { name, ..Element::default() };
                 match stack.last_mut() {
                     Some(parent) => parent.children.push(element),
@@ -59,7 +59,6 @@ fn read_tree(body: &str) -> Result<Element, String> {
                 }
             }
             Event::Text(text) => {
-                let text = text.decode().map_err(|_| failure(reader.buffer_position(), "illegal characters"))?;
                 match stack.last_mut() {
                     Some(top) => top.text.push_str(&text),
                     None if text.trim().is_empty() => {}
@@ -68,7 +67,7 @@ fn read_tree(body: &str) -> Result<Element, String> {
             }
             Event::CData(text) => {
                 if let Some(top) = stack.last_mut() {
-                    top.text.push_str(&String::from_utf8_lossy(&text));
+                    top.text.push_str(&text);
                 }
             }
             Event::GeneralRef(name) => {
@@ -97,7 +96,7 @@ fn resolve(name: &quick_xml::events::BytesRef<'_>) -> Option<String> {
     if let Ok(Some(character)) = name.resolve_char_ref() {
         return Some(character.to_string());
     }
-    let text = match name.decode().ok()?.as_ref() {
+    let text = match &**name {
         "amp" => "&",
         "lt" => "<",
         "gt" => ">",

@@ -1,0 +1,210 @@
+//! The living pool: database, storage, hosts, faults and counters, shared by every server and every call.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::SimOptions;
+use crate::control::{CounterBook, FaultBook};
+use crate::model::{Database, Value};
+use crate::nbd::{NbdCounters, NbdFaults};
+use crate::rpc::{Failure, Outcome};
+use crate::storage::{CbtMessage, Storage};
+
+/// A host: what does not change while the pool lives.
+#[derive(Debug)]
+pub(crate) struct HostNode {
+    pub(crate) reference: String,
+    pub(crate) uuid: uuid::Uuid,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) certificate: CertificateDer<'static>,
+    pub(crate) certificate_pem: String,
+    pub(crate) key: PrivateKeyDer<'static>,
+    /// What a verifier has to look for in the certificate, or the host's name.
+    pub(crate) subject: String,
+    pub(crate) control_domain: String,
+    pub(crate) nbd_port: AtomicU16,
+    /// Cancelled and replaced when the host crashes: its connections break.
+    pub(crate) life: Mutex<CancellationToken>,
+}
+
+impl HostNode {
+    pub(crate) fn nbd_port(&self) -> u16 {
+        self.nbd_port.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn life(&self) -> CancellationToken {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The living pool.
+pub(crate) struct Core {
+    db: Mutex<Database>,
+    generation: watch::Sender<u64>,
+    pub(crate) storage: Storage,
+    pub(crate) options: SimOptions,
+    pub(crate) hosts: Vec<HostNode>,
+    /// XenAPI port, the same on all hosts.
+    pub(crate) port: AtomicU16,
+    pub(crate) faults: FaultBook,
+    pub(crate) counters: CounterBook,
+    pub(crate) nbd_counters: NbdCounters,
+    pub(crate) nbd_faults: NbdFaults,
+    /// Session by session: classes registered for `event.next`, with the generation seen.
+    pub(crate) registrations: Mutex<HashMap<String, (Vec<String>, u64)>>,
+    /// Background tasks that can be cancelled.
+    pub(crate) cancels: Mutex<HashMap<String, CancellationToken>>,
+    /// What stood in the pool when it had started.
+    pub(crate) baseline: OnceLock<HashSet<(String, String)>>,
+    /// Ends everything.
+    pub(crate) end: CancellationToken,
+}
+
+/// The database, locked. Waiters for changes are woken when it is given back.
+pub(crate) struct DbGuard<'a> {
+    db: MutexGuard<'a, Database>,
+    generation: &'a watch::Sender<u64>,
+    before: u64,
+}
+
+impl Deref for DbGuard<'_> {
+    type Target = Database;
+    fn deref(&self) -> &Database {
+        &self.db
+    }
+}
+
+impl DerefMut for DbGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Database {
+        &mut self.db
+    }
+}
+
+impl Drop for DbGuard<'_> {
+    fn drop(&mut self) {
+        let now = self.db.generation();
+        if now != self.before {
+            self.generation.send_replace(now);
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn new(options: SimOptions, storage: Storage, hosts: Vec<HostNode>, db: Database) -> Arc<Self> {
+        let generation = watch::Sender::new(db.generation());
+        Arc::new(Self {
+            db: Mutex::new(db),
+            generation,
+            storage,
+            options,
+            hosts,
+            port: AtomicU16::new(0),
+            faults: FaultBook::default(),
+            counters: CounterBook::default(),
+            nbd_counters: NbdCounters::default(),
+            nbd_faults: NbdFaults::default(),
+            registrations: Mutex::default(),
+            cancels: Mutex::default(),
+            baseline: OnceLock::new(),
+            end: CancellationToken::new(),
+        })
+    }
+
+    /// Locks the database. Never held over an `await`.
+    pub(crate) fn db(&self) -> DbGuard<'_> {
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = db.generation();
+        DbGuard { db, generation: &self.generation, before }
+    }
+
+    /// A receiver that sees every later change of the database.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Tries again whenever the database changes, as long as another operation is in the way (xapi waits up to two
+    /// hours), or until `limit`.
+    pub(crate) async fn retry<T>(&self, limit: Duration, mut attempt: impl FnMut(&mut Database) -> Outcome<T>) -> Outcome<T> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let mut changes = self.changes();
+            let outcome = attempt(&mut self.db());
+            match outcome {
+                Err(failure) if failure.code == "OTHER_OPERATION_IN_PROGRESS" => {
+                    let now = tokio::time::Instant::now();
+                    if now >= deadline {
+                        return Err(failure);
+                    }
+                    let wait = deadline.min(now + Duration::from_secs(1));
+                    // Either a change or a second: both mean to look again.
+                    let _ = tokio::time::timeout_at(wait, changes.changed()).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    pub(crate) fn host_of(&self, reference: &str) -> Outcome<&HostNode> {
+        let found = self.hosts.iter().find(|host| host.reference == reference);
+        found.ok_or_else(|| Failure::handle_invalid("host", reference))
+    }
+
+    pub(crate) fn host_at(&self, index: usize) -> Outcome<&HostNode> {
+        self.hosts.get(index).ok_or_else(|| Failure::internal("no such host"))
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port.load(Ordering::Relaxed)
+    }
+
+    /// URL of a host's XenAPI.
+    pub(crate) fn url_of(&self, host: &HostNode) -> String {
+        let scheme = if self.options.plain_http { "http" } else { "https" };
+        format!("{scheme}://{}:{}", host.address, self.port())
+    }
+
+    /// The storage's identity of a disk.
+    pub(crate) fn disk_id(&self, vdi: &str) -> Outcome<uuid::Uuid> {
+        let db = self.db();
+        db.check("VDI", vdi)?;
+        parse_uuid(&db.text("VDI", vdi, "uuid"))
+    }
+
+    /// What the storage did to a disk by itself: CBT is off, and a pool message says so.
+    pub(crate) fn tell(&self, message: Option<CbtMessage>) {
+        let Some(message) = message else { return };
+        let uuid = message.vdi.to_string();
+        let mut db = self.db();
+        if let Ok(vdi) = db.by_uuid("VDI", &uuid) {
+            db.set("VDI", &vdi, "cbt_enabled", false);
+        }
+        post_message(&mut db, message.name, 3, "VDI", &uuid, &message.body);
+    }
+}
+
+/// Adds a message to the pool.
+pub(crate) fn post_message(db: &mut Database, name: &str, priority: i64, class: &str, uuid: &str, body: &str) -> String {
+    db.create(
+        "message",
+        vec![
+            ("name", name.into()),
+            ("priority", priority.into()),
+            ("cls", class.into()),
+            ("obj_uuid", uuid.into()),
+            ("timestamp", Value::Date(crate::model::now())),
+            ("body", body.into()),
+        ],
+    )
+}
+
+pub(crate) fn parse_uuid(text: &str) -> Outcome<uuid::Uuid> {
+    text.parse().map_err(|_| Failure::internal("uuid"))
+}

@@ -1,0 +1,39 @@
+//! XenAPI's methods: checks that come before every call, background tasks, and who does what.
+
+mod call;
+mod dispatch;
+mod event;
+mod fields;
+mod generic;
+mod host;
+mod message;
+mod nbd_info;
+mod network;
+mod operation;
+mod pool;
+mod sr;
+mod task;
+mod vbd;
+mod vbd_plug;
+mod vdi;
+mod vdi_cbt;
+mod vdi_checks;
+mod vdi_copy;
+mod vif;
+mod vm;
+mod vm_checks;
+mod vm_clone;
+mod vm_power;
+mod vm_revert;
+mod vm_set;
+pub(crate) mod session;
+
+pub(crate) use call::Call;
+pub(crate) use dispatch::{Reply, dispatch};
+pub(crate) use fields::record;
+pub(crate) use operation::Operation;
+pub(crate) use sr::{features, hosts as hosts_of_sr};
+pub(crate) use task::{complete, fail, new_task};
+pub(crate) use vbd_plug::{plug_in_control_domain, unplug_and_destroy};
+pub(crate) use vdi::{create_disk, introduce};
+pub(crate) use vm_power::crash_host;

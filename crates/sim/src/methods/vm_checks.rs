@@ -1,0 +1,162 @@
+//! What may be done to a VM, and when: xapi's rules in xapi's order.
+
+use crate::model::Database;
+use crate::rpc::{Failure, Outcome};
+
+/// Operations that `VM.allowed_operations` considers.
+const LISTED: &[&str] = &[
+    "snapshot", "clone", "copy", "create_template", "revert", "checkpoint", "provision", "start", "start_on", "pause",
+    "unpause", "clean_shutdown", "clean_reboot", "hard_shutdown", "power_state_reset", "hard_reboot", "suspend",
+    "resume", "resume_on", "pool_migrate", "migrate_send", "changing_dynamic_range", "changing_static_range",
+    "changing_shadow_memory", "changing_NVRAM", "changing_VCPUs_live", "make_into_template", "export",
+    "metadata_export", "destroy", "create_vtpm",
+];
+
+/// Never listed though possible.
+const NOT_LISTED: &[&str] = &["create_template", "power_state_reset"];
+
+pub(super) fn allowed(db: &Database, vm: &str) -> Vec<&'static str> {
+    let listed = LISTED.iter().copied().filter(|operation| !NOT_LISTED.contains(operation));
+    listed.filter(|operation| check(db, vm, operation).is_ok()).collect()
+}
+
+/// Power states in which an operation is possible, in the order in which an error names them.
+fn states(db: &Database, vm: &str, operation: &str) -> Vec<&'static str> {
+    match operation {
+        "changing_VCPUs" | "changing_static_range" | "changing_memory_limits" => {
+            if db.flag("VM", vm, "is_control_domain") { vec!["halted", "running"] } else { vec!["halted"] }
+        }
+        "changing_shadow_memory" | "changing_NVRAM" | "make_into_template" | "provision" | "start" | "start_on"
+        | "create_vtpm" => vec!["halted"],
+        "unpause" => vec!["paused"],
+        "resume" | "resume_on" => vec!["suspended"],
+        "clean_reboot" | "clean_shutdown" | "changing_VCPUs_live" | "pause" | "pool_migrate" | "suspend"
+        | "snapshot_with_quiesce" => vec!["running"],
+        "changing_dynamic_range" => vec!["halted", "running"],
+        "clone" | "copy" => {
+            if db.flag("VM", vm, "is_a_snapshot") { vec!["halted", "suspended"] } else { vec!["halted"] }
+        }
+        "create_template" | "destroy" | "export" => vec!["halted", "suspended"],
+        "hard_reboot" => vec!["paused", "running"],
+        "checkpoint" | "shutdown" | "hard_shutdown" => vec!["paused", "suspended", "running"],
+        "migrate_send" => vec!["halted", "suspended", "running"],
+        _ => vec!["halted", "paused", "suspended", "running"],
+    }
+}
+
+/// Operations that may run beside each other.
+fn concurrent(operation: &str, current: &[String]) -> bool {
+    let together = |group: &[&str]| {
+        group.contains(&operation) && current.iter().all(|running| group.contains(&running.as_str()))
+    };
+    together(&["clone", "copy", "export"])
+        || together(&["snapshot", "checkpoint"])
+        || (operation == "hard_shutdown" && !current.iter().any(|running| running == "hard_shutdown"))
+        || (operation == "hard_reboot"
+            && !current.iter().any(|running| matches!(running.as_str(), "hard_shutdown" | "hard_reboot")))
+}
+
+/// The first reason why an operation is not possible now.
+pub(crate) fn check(db: &Database, vm: &str, operation: &str) -> Outcome<()> {
+    db.check("VM", vm)?;
+    if let Some(reason) = db.map_value("VM", vm, "blocked_operations", operation) {
+        return Err(Failure::new("OPERATION_BLOCKED", [vm, &reason]));
+    }
+    let state = db.text("VM", vm, "power_state").to_lowercase();
+    let expected = states(db, vm, operation);
+    if !expected.contains(&state.as_str()) {
+        return Err(Failure::new("VM_BAD_POWER_STATE", [vm, &expected.join(", "), &state]));
+    }
+    let running: Vec<(String, String)> = db
+        .get("VM", vm, "current_operations")?
+        .as_map()
+        .iter()
+        .map(|(task, name)| (task.clone(), name.as_str().to_owned()))
+        .collect();
+    let names: Vec<String> = running.iter().map(|(_, name)| name.clone()).collect();
+    if !running.is_empty() && !concurrent(operation, &names) {
+        let tasks: Vec<&str> = running.iter().map(|(task, _)| task.as_str()).collect();
+        let join = |items: Vec<&str>| match items.as_slice() {
+            [single] => (*single).to_owned(),
+            _ => format!("{{{}}}", items.join(",")),
+        };
+        let name = join(names.iter().map(String::as_str).collect());
+        return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VM".to_owned(), vm.to_owned(), name, join(tasks)]));
+    }
+    kinds(db, vm, operation)?;
+    if matches!(operation, "snapshot" | "checkpoint" | "suspend") {
+        let resets = |vbd: &String| db.text("VDI", &db.text("VBD", vbd, "VDI"), "on_boot") == "reset";
+        if db.set_of("VM", vm, "VBDs").iter().any(resets) {
+            return Err(Failure::bare("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION"));
+        }
+    }
+    if operation == "create_vtpm" && !db.set_of("VM", vm, "VTPMs").is_empty() {
+        let count = db.set_of("VM", vm, "VTPMs").len().to_string();
+        return Err(Failure::new("VTPM_MAX_AMOUNT_REACHED", [count]));
+    }
+    Ok(())
+}
+
+/// Rules for templates, snapshots and control domains.
+fn kinds(db: &Database, vm: &str, operation: &str) -> Outcome<()> {
+    let snapshot = db.flag("VM", vm, "is_a_snapshot");
+    let template = db.flag("VM", vm, "is_a_template");
+    if template && !snapshot {
+        let possible = matches!(
+            operation,
+            "changing_dynamic_range" | "changing_static_range" | "changing_memory_limits" | "changing_shadow_memory"
+                | "changing_VCPUs" | "changing_NVRAM" | "clone" | "copy" | "export" | "metadata_export" | "provision"
+        );
+        let default = db.flag("VM", vm, "is_default_template");
+        if !possible && !(matches!(operation, "destroy" | "migrate_send") && !default) {
+            return Err(Failure::new("VM_IS_TEMPLATE", [vm, operation]));
+        }
+    }
+    if snapshot {
+        let possible =
+            matches!(operation, "revert" | "clone" | "copy" | "export" | "destroy" | "hard_shutdown" | "metadata_export");
+        if !possible {
+            return Err(Failure::new("VM_IS_SNAPSHOT", [vm, operation]));
+        }
+    }
+    if operation == "provision" && !template {
+        return Err(Failure::bare("ONLY_ALLOWED_ON_TEMPLATES"));
+    }
+    if operation == "revert" && !snapshot {
+        return Err(Failure::bare("ONLY_REVERT_SNAPSHOT"));
+    }
+    if db.flag("VM", vm, "is_control_domain") {
+        if matches!(operation, "changing_VCPUs" | "destroy") {
+            return Err(Failure::not_allowed("This operation is not allowed on dom0"));
+        }
+        let possible = matches!(
+            operation,
+            "metadata_export" | "changing_dynamic_range" | "changing_memory_limits" | "changing_static_range" | "start"
+                | "start_on"
+        );
+        if !possible {
+            return Err(Failure::not_allowed("This operation is not allowed on a control domain"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_halted_vm_lists_what_a_real_one_lists() {
+        let mut db = Database::default();
+        let vm = db.create("VM", Vec::new());
+        let mut found = allowed(&db, &vm);
+        let mut real = vec![
+            "create_vtpm", "destroy", "metadata_export", "export", "make_into_template", "changing_NVRAM",
+            "changing_shadow_memory", "changing_static_range", "changing_dynamic_range", "migrate_send", "start_on",
+            "start", "copy", "clone", "snapshot",
+        ];
+        found.sort_unstable();
+        real.sort_unstable();
+        assert_eq!(found, real);
+    }
+}

@@ -1,0 +1,216 @@
+//! VMs that run: start, end, migration, and the crash of a host.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Call, Operation, sr, vbd_plug, vm_checks};
+use crate::core::Core;
+use crate::model::{Database, NULL, Value, now};
+use crate::rpc::{Failure, Outcome};
+use crate::storage::LostBits;
+
+pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
+    let vm = call.text(0);
+    Some(match simple {
+        "start" => start(call, simple, None, call.flag(1)).await,
+        "start_on" => start(call, simple, Some(call.text(1)), call.flag(2)).await,
+        "clean_shutdown" | "hard_shutdown" | "shutdown" => {
+            let operation = if simple == "shutdown" { "clean_shutdown" } else { simple };
+            shutdown(call, operation).await
+        }
+        "clean_reboot" | "hard_reboot" => reboot(call, simple).await,
+        "pool_migrate" => migrate(call).await,
+        "pause" | "unpause" => {
+            let mut db = call.core.db();
+            vm_checks::check(&db, vm, simple).map(|()| {
+                db.set("VM", vm, "power_state", if simple == "pause" { "Paused" } else { "Running" });
+                Value::void()
+            })
+        }
+        "power_state_reset" => {
+            let known = call.core.db().check("VM", vm);
+            known.map(|()| {
+                halt(&call.core, vm, End::Clean);
+                Value::void()
+            })
+        }
+        _ => return None,
+    })
+}
+
+/// Hosts that see all SRs of a VM's disks.
+pub(super) fn possible_hosts(db: &Database, vm: &str) -> Vec<String> {
+    let srs: Vec<String> = db
+        .set_of("VM", vm, "VBDs")
+        .iter()
+        .filter(|vbd| !db.flag("VBD", vbd, "empty"))
+        .map(|vbd| db.text("VDI", &db.text("VBD", vbd, "VDI"), "SR"))
+        .collect();
+    let sees_all = |host: &String| srs.iter().all(|sr| sr::hosts(db, sr).contains(host));
+    db.refs("host").into_iter().filter(sees_all).collect()
+}
+
+async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -> Outcome {
+    let core = &call.core;
+    let vm = call.text(0);
+    if let Some(host) = host {
+        core.db().check("host", host)?;
+    }
+    let _operation =
+        Operation::begin(call, &[("VM", vm, operation)], |db: &Database| vm_checks::check(db, vm, operation)).await?;
+    let possible = possible_hosts(&core.db(), vm);
+    let host = match host {
+        Some(host) if possible.iter().any(|known| known == host) => host.to_owned(),
+        Some(host) => {
+            let sr = core.db().refs("SR").first().cloned().unwrap_or_default();
+            return Err(Failure::new("VM_REQUIRES_SR", [vm.to_owned(), sr, host.to_owned()]));
+        }
+        None => {
+            let affinity = core.db().text("VM", vm, "affinity");
+            let wanted = possible.iter().find(|host| **host == affinity).or(possible.first());
+            wanted.cloned().ok_or_else(|| Failure::bare("NO_HOSTS_AVAILABLE"))?
+        }
+    };
+    boot(core, vm, &host, if paused { "Paused" } else { "Running" })?;
+    Ok(Value::void())
+}
+
+/// Attaches all devices and runs the VM. What was attached is detached again on a failure.
+fn boot(core: &Core, vm: &str, host: &str, state: &str) -> Outcome<()> {
+    let vbds = core.db().set_of("VM", vm, "VBDs");
+    for (index, vbd) in vbds.iter().enumerate() {
+        let attached = vbd_plug::check(&core.db(), vbd, "attach", true).and_then(|()| vbd_plug::attach_now(core, vbd));
+        if let Err(failure) = attached {
+            for done in vbds.iter().take(index) {
+                // The failure that led here is the one to tell.
+                let _ = vbd_plug::detach_now(core, done);
+            }
+            return Err(failure);
+        }
+    }
+    let mut db = core.db();
+    for vif in db.set_of("VM", vm, "VIFs") {
+        db.set("VIF", &vif, "currently_attached", true);
+    }
+    let metrics = db.text("VM", vm, "metrics");
+    db.set("VM_metrics", &metrics, "start_time", Value::Date(now()));
+    db.set("VM_metrics", &metrics, "last_updated", Value::Date(now()));
+    db.set("VM", vm, "resident_on", host);
+    let domain = i64::try_from(db.generation() % 30_000).unwrap_or(1);
+    db.set("VM", vm, "domid", domain);
+    db.set("VM", vm, "power_state", state);
+    Ok(())
+}
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Disks are deactivated in good order.
+    Clean,
+    /// The host died.
+    Crash,
+}
+
+fn halt(core: &Core, vm: &str, end: End) {
+    let vbds = core.db().set_of("VM", vm, "VBDs");
+    for vbd in vbds {
+        if !core.db().flag("VBD", &vbd, "currently_attached") {
+            continue;
+        }
+        match end {
+            // A disk that is gone has nothing to be detached.
+            End::Clean => drop(vbd_plug::detach_now(core, &vbd)),
+            End::Crash => {
+                let vdi = core.db().text("VBD", &vbd, "VDI");
+                if let Ok(id) = core.disk_id(&vdi) {
+                    drop(core.storage.crash(id, LostBits::SinceAttach));
+                }
+            }
+        }
+        core.db().set("VBD", &vbd, "currently_attached", false);
+    }
+    let mut db = core.db();
+    for vif in db.set_of("VM", vm, "VIFs") {
+        db.set("VIF", &vif, "currently_attached", false);
+    }
+    db.set("VM", vm, "resident_on", NULL);
+    db.set("VM", vm, "domid", Value::Int(-1));
+    db.set("VM", vm, "power_state", "Halted");
+}
+
+async fn shutdown(call: &Call, operation: &str) -> Outcome {
+    let vm = call.text(0);
+    let _operation =
+        Operation::begin(call, &[("VM", vm, operation)], |db: &Database| vm_checks::check(db, vm, operation)).await?;
+    halt(&call.core, vm, End::Clean);
+    Ok(Value::void())
+}
+
+/// Ends a run at once, for a revert.
+pub(super) fn hard_shutdown(core: &Core, vm: &str) {
+    halt(core, vm, End::Clean);
+}
+
+async fn reboot(call: &Call, operation: &str) -> Outcome {
+    let vm = call.text(0);
+    let _operation =
+        Operation::begin(call, &[("VM", vm, operation)], |db: &Database| vm_checks::check(db, vm, operation)).await?;
+    let host = call.core.db().text("VM", vm, "resident_on");
+    halt(&call.core, vm, End::Clean);
+    boot(&call.core, vm, &host, "Running")?;
+    Ok(Value::void())
+}
+
+/// Live migration within the pool: the disks are deactivated on one host and activated on the other.
+async fn migrate(call: &Call) -> Outcome {
+    let core = &call.core;
+    let (vm, host) = (call.text(0), call.text(1));
+    core.db().check("host", host)?;
+    let _operation = Operation::begin(call, &[("VM", vm, "pool_migrate")], |db: &Database| {
+        vm_checks::check(db, vm, "pool_migrate")
+    })
+    .await?;
+    if !possible_hosts(&core.db(), vm).iter().any(|known| known == host) {
+        let sr = core.db().refs("SR").first().cloned().unwrap_or_default();
+        return Err(Failure::new("VM_REQUIRES_SR", [vm, &sr, host]));
+    }
+    for vbd in core.db().set_of("VM", vm, "VBDs") {
+        if core.db().flag("VBD", &vbd, "currently_attached") {
+            vbd_plug::detach_now(core, &vbd)?;
+            vbd_plug::attach_now(core, &vbd)?;
+        }
+    }
+    let mut db = core.db();
+    db.set("VM", vm, "resident_on", host);
+    Ok(Value::void())
+}
+
+/// A host dies and is back at once: its VMs are off, its transfers break, its boot time is new.
+pub(crate) fn crash_host(core: &Core, index: usize) -> Outcome<()> {
+    let node = core.host_at(index)?;
+    {
+        let mut life = node.life.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        life.cancel();
+        *life = CancellationToken::new();
+    }
+    let resident = core.db().set_of("host", &node.reference, "resident_VMs");
+    for vm in resident {
+        if core.db().flag("VM", &vm, "is_control_domain") {
+            for vbd in core.db().set_of("VM", &vm, "VBDs") {
+                drop(vbd_plug::detach_now(core, &vbd));
+                core.db().destroy("VBD", &vbd);
+            }
+        } else {
+            halt(core, &vm, End::Crash);
+        }
+    }
+    let mut db = core.db();
+    let before: f64 = db
+        .map_value("host", &node.reference, "other_config", "boot_time")
+        .and_then(|text| text.trim_end_matches('.').parse().ok())
+        .unwrap_or_default();
+    // Later than before even when the clock has not moved on by a second.
+    let boot = format!("{:.0}.", before.max(f64::from(i32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(i32::MAX))) + 1.0);
+    db.put("host", &node.reference, "other_config", "boot_time", boot.as_str());
+    db.put("host", &node.reference, "other_config", "agent_start_time", boot.as_str());
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! Brings a pool to life: storage, objects, listeners.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use xenvault_block::WriteAt;
+
+use super::nbd_backend::Backend;
+use super::{Inner, SimPool, build};
+use crate::core::{Core, HostNode};
+use crate::methods;
+use crate::model::Database;
+use crate::nbd::{NbdOptions, NbdServer};
+use crate::rpc::Failure;
+use crate::storage::{Storage, VdiInfo};
+use crate::{DiskContent, DiskSpec, SimError, SimOptions, control, http};
+
+/// Bytes of generated content that are written at once.
+const PIECE: usize = 1 << 20;
+
+struct Built {
+    core: Arc<Core>,
+    srs: Vec<String>,
+    vms: Vec<String>,
+}
+
+pub(super) async fn start(options: SimOptions) -> Result<SimPool, SimError> {
+    let running: Vec<usize> =
+        options.vms.iter().enumerate().filter(|(_, vm)| vm.running).map(|(index, _)| index).collect();
+    let built = tokio::task::spawn_blocking(move || build_all(options)).await;
+    let Built { core, srs, vms } = built.map_err(|_| SimError::Options("the pool cannot be built".to_owned()))??;
+    let nbd = listen(&core)?;
+    let listener = std::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let listener = listener.map_err(SimError::io("listen for its control interface"))?;
+    let control = listener.local_addr().map_err(SimError::io("listen for its control interface"))?;
+    let pool = SimPool {
+        inner: Arc::new(Inner { core: Arc::clone(&core), nbd: Mutex::new(nbd), control, srs, vms }),
+    };
+    control::serve(&pool, &core, listener)?;
+    for index in running {
+        if let Some(vm) = pool.vms().get(index) {
+            pool.start_vm(&vm.uuid, 0).await?;
+        }
+    }
+    let baseline = {
+        let db = core.db();
+        let of = |class: &str| db.refs(class).into_iter().map(|reference| (class.to_owned(), reference)).collect::<Vec<_>>();
+        ["VM", "VDI", "VBD", "VIF", "task", "session"].into_iter().flat_map(of).collect::<HashSet<_>>()
+    };
+    // Set once: the pool starts once.
+    let _ = core.baseline.set(baseline);
+    Ok(pool)
+}
+
+fn listen(core: &Arc<Core>) -> Result<Vec<NbdServer>, SimError> {
+    let addresses: Vec<Ipv4Addr> = core.hosts.iter().map(|host| host.address).collect();
+    let (port, listeners) = http::bind(&addresses)?;
+    core.port.store(port, Ordering::Relaxed);
+    let mut servers = Vec::new();
+    for (index, listener) in listeners.into_iter().enumerate() {
+        http::serve(core, index, listener)?;
+        let node = core.host_at(index)?;
+        let server = NbdServer::start(NbdOptions {
+            host: node.uuid,
+            listen: SocketAddr::from((node.address, 0)),
+            certificates: vec![node.certificate.clone()],
+            key: node.key.clone_key(),
+            backend: Arc::new(Backend { core: Arc::clone(core) }),
+            counters: core.nbd_counters.clone(),
+            faults: core.nbd_faults.clone(),
+        });
+        let server = server.map_err(SimError::io("start an NBD server"))?;
+        node.nbd_port.store(server.address().port(), Ordering::Relaxed);
+        servers.push(server);
+    }
+    Ok(servers)
+}
+
+fn build_all(options: SimOptions) -> Result<Built, SimError> {
+    let storage = Storage::new().map_err(SimError::io("make a folder for its disks"))?;
+    let mut db = Database::default();
+    let nodes = build::hosts(&options, &mut db)?;
+    let mut srs = Vec::new();
+    for spec in &options.srs {
+        let uuid = uuid::Uuid::new_v4();
+        storage.create_sr(uuid, spec.kind, spec.size);
+        srs.push((spec.name.clone(), uuid, build::sr(&mut db, &nodes, spec, uuid)?));
+    }
+    if let (Some(pool), Some((_, _, sr))) = (db.refs("pool").first().cloned(), srs.first()) {
+        db.set("pool", &pool, "default_SR", sr.as_str());
+    }
+    let vms = build_vms(&options, &storage, &mut db, &nodes, &srs)?;
+    let srs = srs.into_iter().map(|(_, _, reference)| reference).collect();
+    Ok(Built { core: Core::new(options, storage, nodes, db), srs, vms })
+}
+
+fn build_vms(
+    options: &SimOptions,
+    storage: &Storage,
+    db: &mut Database,
+    nodes: &[HostNode],
+    srs: &[(String, uuid::Uuid, String)],
+) -> Result<Vec<String>, SimError> {
+    let mut disc = None;
+    let mut vms = Vec::new();
+    for spec in &options.vms {
+        let vm = build::vm(db, &spec.name);
+        for (number, disk) in spec.disks.iter().enumerate() {
+            let found = match &disk.sr {
+                Some(name) => srs.iter().find(|(known, ..)| known == name),
+                None => srs.first(),
+            };
+            let name = disk.sr.clone().unwrap_or_default();
+            let (_, sr_uuid, sr) = found.ok_or(SimError::Unknown { kind: "SR", name })?;
+            let info = fill(storage, *sr_uuid, disk)?;
+            let vdi = methods::introduce(db, sr, &info);
+            db.set("VDI", &vdi, "name_label", format!("{} {number}", spec.name));
+            build::device(db, &vm, &vdi, number, false);
+        }
+        if spec.cd {
+            let disc = disc.get_or_insert_with(|| build::discs(db, nodes)).clone();
+            build::device(db, &vm, &disc, spec.disks.len().max(3), true);
+        }
+        for number in 0..spec.vifs {
+            build::interface(db, &vm, number);
+        }
+        vms.push(vm);
+    }
+    Ok(vms)
+}
+
+/// Makes a disk with its content.
+fn fill(storage: &Storage, sr: uuid::Uuid, spec: &DiskSpec) -> Result<VdiInfo, SimError> {
+    let id = uuid::Uuid::new_v4();
+    let failure = |error: crate::storage::SrError| SimError::from(Failure::from(error));
+    if let DiskContent::File(path) = &spec.content {
+        let mut info = storage.create_vdi_from_file(sr, id, path).map_err(failure)?;
+        if spec.size > info.virtual_size {
+            storage.resize(id, spec.size).map_err(failure)?;
+            info = storage.vdi(id).map_err(failure)?;
+        }
+        return tracked(storage, info, spec);
+    }
+    let info = storage.create_vdi(sr, id, spec.size).map_err(failure)?;
+    if let DiskContent::Random { seed, bytes } = spec.content {
+        let disk = storage.disk(id).map_err(failure)?;
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut at = 0;
+        while at < bytes.min(info.virtual_size) {
+            let length = usize::try_from(bytes.min(info.virtual_size) - at).unwrap_or(PIECE).min(PIECE);
+            let mut piece = Vec::with_capacity(length + 8);
+            while piece.len() < length {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                piece.extend_from_slice(&state.to_le_bytes());
+            }
+            piece.truncate(length);
+            disk.write_all_at(&piece, at).map_err(SimError::io("write a disk's first content"))?;
+            at += length as u64;
+        }
+    }
+    tracked(storage, info, spec)
+}
+
+fn tracked(storage: &Storage, info: VdiInfo, spec: &DiskSpec) -> Result<VdiInfo, SimError> {
+    let failure = |error: crate::storage::SrError| SimError::from(Failure::from(error));
+    if spec.cbt {
+        storage.enable_cbt(info.vdi, false).map_err(failure)?;
+        return storage.vdi(info.vdi).map_err(failure);
+    }
+    Ok(info)
+}
