@@ -86,24 +86,31 @@ impl Chunker {
         open
     }
 
-    /// Takes blocks; hands every chunk that they complete to `done`. A rest that is no whole block is ignored.
-    pub fn push(&mut self, blocks: &[u8], done: &mut impl FnMut(CutChunk)) {
+    /// Takes blocks; hands the first block and the bytes of every chunk that they complete to `done`. A rest that is
+    /// no whole block is ignored.
+    pub fn push(&mut self, blocks: &[u8], done: &mut impl FnMut(u64, &[u8])) {
+        // One buffer for all chunks: what is known already costs no allocation.
+        self.open.reserve_exact((self.rule.max_blocks * BLOCK_BYTES).saturating_sub(self.open.len()));
         for block in blocks.chunks_exact(BLOCK_BYTES) {
             if block == ZERO_BLOCK {
                 self.zero_blocks += 1;
-                self.cut().into_iter().for_each(&mut *done);
+                self.end_open(done);
                 self.next += 1;
                 continue;
-            }
-            if self.open.is_empty() {
-                self.open.reserve(16 * BLOCK_BYTES);
             }
             self.open.extend_from_slice(block);
             self.next += 1;
             let full = self.open.len() >= self.rule.max_blocks * BLOCK_BYTES;
             if full || self.next.is_multiple_of(LEAF_BLOCKS) || self.rule.cuts_after(block) {
-                self.cut().into_iter().for_each(&mut *done);
+                self.end_open(done);
             }
+        }
+    }
+
+    fn end_open(&mut self, done: &mut impl FnMut(u64, &[u8])) {
+        if !self.open.is_empty() {
+            done(self.next - (self.open.len() / BLOCK_BYTES) as u64, &self.open);
+            self.open.clear();
         }
     }
 
@@ -136,10 +143,14 @@ mod tests {
         CutRule::new(&keys(), &Config::new(keys().repository(), 0))
     }
 
+    fn collect(chunks: &mut Vec<CutChunk>) -> impl FnMut(u64, &[u8]) {
+        |first_block, bytes| chunks.push(CutChunk { first_block, bytes: bytes.to_vec() })
+    }
+
     fn cut_all(first: u64, data: &[u8]) -> Vec<CutChunk> {
         let mut chunks = Vec::new();
         let mut chunker = Chunker::new(rule(), first);
-        chunker.push(data, &mut |chunk| chunks.push(chunk));
+        chunker.push(data, &mut collect(&mut chunks));
         chunks.extend(chunker.cut());
         chunks
     }
@@ -189,7 +200,7 @@ mod tests {
             let mut rest = &data[..];
             for &part in parts.iter().cycle() {
                 let (now, later) = rest.split_at((part * BLOCK_BYTES).min(rest.len()));
-                chunker.push(now, &mut |chunk| chunks.push(chunk));
+                chunker.push(now, &mut collect(&mut chunks));
                 rest = later;
                 if rest.is_empty() { break; }
             }

@@ -39,6 +39,7 @@ impl Payload {
 /// Compresses chunks. Holds zstd's working memory (about 1 MiB); one per thread.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
+    scratch: Vec<u8>,
 }
 
 impl std::fmt::Debug for Compressor {
@@ -55,7 +56,7 @@ impl Compressor {
     pub fn new(level: i32) -> Result<Self, FormatError> {
         let zstd =
             zstd::bulk::Compressor::new(level).map_err(|source| FormatError::Compression { what: WHAT, source })?;
-        Ok(Self { zstd })
+        Ok(Self { zstd, scratch: Vec::new() })
     }
 
     /// Prepares a chunk: compressed if that saves at least a sixteenth, as it is otherwise.
@@ -73,28 +74,20 @@ impl Compressor {
             return Err(too_long());
         }
         let plain_length = u32::try_from(plain.len()).map_err(|_| too_long())?;
-        let head = FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES;
-        // A little longer than the content may become, so that the tag fits without moving it.
-        let mut frame = Vec::with_capacity(head + zstd::zstd_safe::compress_bound(plain.len()) + 16);
-        frame.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
-        frame.push(ZSTD);
-        frame.extend_from_slice(&plain_length.to_le_bytes());
-        let limit = plain.len() - plain.len() / 16;
-        let mut tail = frame.split_off(head);
-        tail.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        self.scratch.clear();
+        self.scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
         let compressed = self
             .zstd
-            .compress_to_buffer(plain, &mut tail)
+            .compress_to_buffer(plain, &mut self.scratch)
             .map_err(|source| FormatError::Compression { what: WHAT, source })?;
-        if compressed < limit {
-            frame.extend_from_slice(&tail);
-        } else {
-            if let Some(encoding) = frame.get_mut(FRAME_HEADER_BYTES) {
-                *encoding = STORED;
-            }
-            frame.extend_from_slice(plain);
-        }
-        frame.shrink_to(frame.len() + 16);
+        let helps = compressed < plain.len() - plain.len() / 16;
+        let (encoding, content) = if helps { (ZSTD, self.scratch.as_slice()) } else { (STORED, plain) };
+        // With room for the seal's tag, so that sealing does not move it.
+        let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES + content.len() + 16);
+        frame.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
+        frame.push(encoding);
+        frame.extend_from_slice(&plain_length.to_le_bytes());
+        frame.extend_from_slice(content);
         Ok(Payload { frame, plain_length })
     }
 }

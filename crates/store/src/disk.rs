@@ -362,7 +362,7 @@ impl DiskWriter {
     async fn close_leaf(&mut self) -> Result<(), StoreError> {
         let Some(leaf) = self.leaf.take() else { return Ok(()) };
         let id = match leaf.decided.encode() {
-            Some(bytes) => Some(self.tree.store_page(bytes).await?),
+            Some(bytes) => Some(self.tree.store_page(&bytes).await?),
             None => None,
         };
         self.tree.set_leaf(leaf.number, id).await
@@ -446,7 +446,7 @@ impl DiskWriter {
             add_time(&sink.counters.throttled_nanos, began - queued);
             let zeros_before = chunker.zero_blocks();
             let mut chunks = Vec::new();
-            chunker.push(&part, &mut |chunk| chunks.push(Hashed::offer(&sink, chunk, &mut room)));
+            chunker.push(&part, &mut |first, bytes| chunks.push(Hashed::offer(&sink, first, bytes, &mut room)));
             add_time(&sink.counters.cut_nanos, began.elapsed());
             let zeros = chunker.zero_blocks() - zeros_before;
             (chunker, chunks, zeros)
@@ -507,7 +507,8 @@ impl DiskWriter {
         let mut room = self.sink.room(chunk.bytes.len()).await?;
         let sink = Arc::clone(&self.sink);
         let gone = |_| StoreError::WriterFailed { reason: "a worker thread died".to_owned() };
-        let hashed = self.sink.pool.run(move || Hashed::offer(&sink, chunk, &mut room)).await.map_err(gone)?;
+        let work = move || Hashed::offer(&sink, chunk.first_block, &chunk.bytes, &mut room);
+        let hashed = self.sink.pool.run(work).await.map_err(gone)?;
         self.settle(hashed)
     }
 
@@ -544,11 +545,9 @@ struct Hashed {
 }
 
 impl Hashed {
-    fn offer(sink: &Arc<Sink>, chunk: CutChunk, room: &mut OwnedSemaphorePermit) -> Self {
-        let CutChunk { first_block, bytes } = chunk;
-        let id = sink.repository.keys.chunk_id(ChunkKind::Data, &bytes);
-        let length = bytes.len() as u64;
+    fn offer(sink: &Arc<Sink>, first_block: u64, bytes: &[u8], room: &mut OwnedSemaphorePermit) -> Self {
+        let id = sink.repository.keys.chunk_id(ChunkKind::Data, bytes);
         let new = sink.offer(id, ChunkKind::Data, bytes, room);
-        Self { first_block, length, id, new }
+        Self { first_block, length: bytes.len() as u64, id, new }
     }
 }

@@ -183,14 +183,14 @@ impl Sink {
         self: &Arc<Self>,
         id: ChunkId,
         kind: ChunkKind,
-        plain: Vec<u8>,
+        plain: &[u8],
         room: &mut OwnedSemaphorePermit,
     ) -> bool {
         let guard = FailIfDropped(&self.failure);
         let new = self.claim(&id, kind);
         if new {
             let units = plain.len().div_ceil(BUDGET_UNIT).min(room.num_permits());
-            self.store(id, kind, plain, room.split(units));
+            self.store(id, kind, plain.to_vec(), room.split(units));
         }
         std::mem::forget(guard);
         new
@@ -200,9 +200,9 @@ impl Sink {
     pub(crate) async fn offer_whole(
         self: &Arc<Self>,
         kind: ChunkKind,
-        plain: Vec<u8>,
+        plain: &[u8],
     ) -> Result<(ChunkId, bool), StoreError> {
-        let id = self.repository.keys.chunk_id(kind, &plain);
+        let id = self.repository.keys.chunk_id(kind, plain);
         let mut room = self.room(plain.len()).await?;
         Ok((id, self.offer(id, kind, plain, &mut room)))
     }
@@ -276,8 +276,8 @@ impl Sink {
         add_time(&self.counters.seal_nanos, began.elapsed());
         assembler.buffer.extend_from_slice(&frame);
         if assembler.buffer.len() >= WRITE_BYTES {
-            let data = std::mem::take(&mut assembler.buffer).into();
-            assembler.send(Message::Data(data))?;
+            let data = std::mem::replace(&mut assembler.buffer, new_buffer());
+            assembler.send(Message::Data(data.into()))?;
         }
         Ok(())
     }
@@ -328,7 +328,7 @@ impl Assembler {
     fn begin_pack(&mut self, repository: &Inner) -> Result<(), AppendError> {
         let (encoder, header) = PackEncoder::new(&repository.keys, PackSalt::random()?)?;
         self.send(Message::Begin { name: names::pack(&encoder.id()) })?;
-        self.buffer = Vec::with_capacity(WRITE_BYTES + 512 * 1024);
+        self.buffer = new_buffer();
         self.buffer.extend_from_slice(&header);
         self.encoder = Some(encoder);
         Ok(())
@@ -350,6 +350,11 @@ impl Assembler {
     fn send(&self, message: Message) -> Result<(), AppendError> {
         self.queue.blocking_send(message).map_err(|_| AppendError::Gone)
     }
+}
+
+/// Room for what is written at once and the frame that goes beyond it.
+fn new_buffer() -> Vec<u8> {
+    Vec::with_capacity(WRITE_BYTES + 320 * 1024)
 }
 
 /// Writes packs one after the other, and index segments after them.

@@ -40,7 +40,7 @@ impl TreeBuilder {
     }
 
     /// Stores a page unless it is known.
-    pub(crate) async fn store_page(&mut self, bytes: Vec<u8>) -> Result<ChunkId, StoreError> {
+    pub(crate) async fn store_page(&mut self, bytes: &[u8]) -> Result<ChunkId, StoreError> {
         let (id, new) = self.sink.offer_whole(ChunkKind::Map, bytes).await?;
         self.new_pages += u64::from(new);
         Ok(id)
@@ -89,7 +89,7 @@ impl TreeBuilder {
     async fn close(&mut self, level: u8) -> Result<(), StoreError> {
         let Some((number, page)) = self.slot(level).take() else { return Ok(()) };
         let id = match page.encode() {
-            Some(bytes) => Some(self.store_page(bytes).await?),
+            Some(bytes) => Some(self.store_page(&bytes).await?),
             None => None,
         };
         self.set(level + 1, number, id).await

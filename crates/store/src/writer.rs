@@ -25,7 +25,7 @@ pub struct WriterOptions {
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        Self { threads: 0, memory_bytes: 32 * 1024 * 1024 }
+        Self { threads: 0, memory_bytes: 16 * 1024 * 1024 }
     }
 }
 
@@ -78,14 +78,14 @@ impl Writer {
             return Err(StoreError::Misuse { what });
         }
         if bytes.len() <= BLOB_PIECE_BYTES {
-            let (id, _) = self.sink.offer_whole(ChunkKind::Blob, bytes.to_vec()).await?;
+            let (id, _) = self.sink.offer_whole(ChunkKind::Blob, bytes).await?;
             return Ok(BlobRef { id, length });
         }
         let mut pieces = Vec::new();
         for piece in bytes.chunks(BLOB_PIECE_BYTES) {
-            pieces.push(self.sink.offer_whole(ChunkKind::Blob, piece.to_vec()).await?.0);
+            pieces.push(self.sink.offer_whole(ChunkKind::Blob, piece).await?.0);
         }
-        let (id, _) = self.sink.offer_whole(ChunkKind::Blob, encode_piece_list(&pieces)).await?;
+        let (id, _) = self.sink.offer_whole(ChunkKind::Blob, &encode_piece_list(&pieces)).await?;
         Ok(BlobRef { id, length })
     }
 
