@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,12 @@ use crate::model::{Database, Value};
 use crate::nbd::{NbdCounters, NbdFaults};
 use crate::rpc::{Failure, Outcome};
 use crate::storage::{CbtMessage, Storage};
+
+static THREADS: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    static THREAD: u64 = THREADS.fetch_add(1, Ordering::Relaxed);
+}
 
 /// A host: what does not change while the pool lives.
 #[derive(Debug)]
@@ -48,6 +54,8 @@ impl HostNode {
 /// The living pool.
 pub(crate) struct Core {
     db: Mutex<Database>,
+    /// Number of the thread that holds the lock, 0 for none.
+    holder: AtomicU64,
     generation: watch::Sender<u64>,
     pub(crate) storage: Storage,
     pub(crate) options: SimOptions,
@@ -72,6 +80,7 @@ pub(crate) struct Core {
 pub(crate) struct DbGuard<'a> {
     db: MutexGuard<'a, Database>,
     generation: &'a watch::Sender<u64>,
+    holder: &'a AtomicU64,
     before: u64,
 }
 
@@ -90,6 +99,7 @@ impl DerefMut for DbGuard<'_> {
 
 impl Drop for DbGuard<'_> {
     fn drop(&mut self) {
+        self.holder.store(0, Ordering::Relaxed);
         let now = self.db.generation();
         if now != self.before {
             self.generation.send_replace(now);
@@ -102,6 +112,7 @@ impl Core {
         let generation = watch::Sender::new(db.generation());
         Arc::new(Self {
             db: Mutex::new(db),
+            holder: AtomicU64::new(0),
             generation,
             storage,
             options,
@@ -118,11 +129,15 @@ impl Core {
         })
     }
 
-    /// Locks the database. Never held over an `await`.
+    /// Locks the database. Never held over an `await`, and never taken twice by one thread: that would hang, so it
+    /// fails instead.
     pub(crate) fn db(&self) -> DbGuard<'_> {
+        let me = THREAD.with(|number| *number);
+        assert!(self.holder.load(Ordering::Relaxed) != me, "the database is locked twice by one thread");
         let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        self.holder.store(me, Ordering::Relaxed);
         let before = db.generation();
-        DbGuard { db, generation: &self.generation, before }
+        DbGuard { db, generation: &self.generation, holder: &self.holder, before }
     }
 
     /// A receiver that sees every later change of the database.

@@ -161,6 +161,8 @@ async fn a_full_sr_refuses_the_snapshot_and_leaves_nothing() {
         let mut sr = SrSpec::new("thick", SrKind::Lvm);
         sr.size = 100 << 20;
         options.srs = vec![sr];
+        let content = DiskContent::Random { seed: 1, bytes: 60 << 20 };
+        options.vms = vec![VmSpec::new("full").disk(DiskSpec::new(64 << 20).content(content))];
     })
     .await;
     let vm = vm_of(&client, &pool).await;

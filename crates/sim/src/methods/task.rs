@@ -97,7 +97,8 @@ pub(super) fn call(call: &Call, simple: &str) -> Option<Outcome> {
     if !matches!(simple, "destroy" | "cancel" | "set_status" | "set_progress" | "set_result" | "set_error_info") {
         return None;
     }
-    if let Err(failure) = core.db().check("task", task) {
+    let known = core.db().check("task", task);
+    if let Err(failure) = known {
         return Some(Err(failure));
     }
     match simple {

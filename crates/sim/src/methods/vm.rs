@@ -16,10 +16,10 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
             let sr = Some(call.text(2).to_owned()).filter(|sr| core.db().exists("SR", sr));
             copy(call, Way::Copy(sr), "copy").await
         }
-        "checkpoint" => match vm_checks::check(&core.db(), call.text(0), "checkpoint") {
-            Ok(()) => Err(Failure::new("NOT_IMPLEMENTED", ["VM.checkpoint"])),
-            Err(failure) => Err(failure),
-        },
+        "checkpoint" => {
+            let allowed = vm_checks::check(&core.db(), call.text(0), "checkpoint");
+            allowed.and(Err(Failure::new("NOT_IMPLEMENTED", ["VM.checkpoint"])))
+        }
         "snapshot_with_quiesce" => Err(Failure::bare("MESSAGE_REMOVED")),
         "provision" => {
             let mut db = core.db();

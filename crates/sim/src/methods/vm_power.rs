@@ -78,8 +78,8 @@ async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -
 fn boot(core: &Core, vm: &str, host: &str, state: &str) -> Outcome<()> {
     let vbds = core.db().set_of("VM", vm, "VBDs");
     for (index, vbd) in vbds.iter().enumerate() {
-        let attached = vbd_plug::check(&core.db(), vbd, "attach", true).and_then(|()| vbd_plug::attach_now(core, vbd));
-        if let Err(failure) = attached {
+        let allowed = vbd_plug::check(&core.db(), vbd, "attach", true);
+        if let Err(failure) = allowed.and_then(|()| vbd_plug::attach_now(core, vbd)) {
             for done in vbds.iter().take(index) {
                 // The failure that led here is the one to tell.
                 let _ = vbd_plug::detach_now(core, done);
@@ -173,7 +173,8 @@ async fn migrate(call: &Call) -> Outcome {
         let sr = core.db().refs("SR").first().cloned().unwrap_or_default();
         return Err(Failure::new("VM_REQUIRES_SR", [vm, &sr, host]));
     }
-    for vbd in core.db().set_of("VM", vm, "VBDs") {
+    let vbds = core.db().set_of("VM", vm, "VBDs");
+    for vbd in vbds {
         if core.db().flag("VBD", &vbd, "currently_attached") {
             vbd_plug::detach_now(core, &vbd)?;
             vbd_plug::attach_now(core, &vbd)?;
@@ -195,7 +196,8 @@ pub(crate) fn crash_host(core: &Core, index: usize) -> Outcome<()> {
     let resident = core.db().set_of("host", &node.reference, "resident_VMs");
     for vm in resident {
         if core.db().flag("VM", &vm, "is_control_domain") {
-            for vbd in core.db().set_of("VM", &vm, "VBDs") {
+            let vbds = core.db().set_of("VM", &vm, "VBDs");
+            for vbd in vbds {
                 drop(vbd_plug::detach_now(core, &vbd));
                 core.db().destroy("VBD", &vbd);
             }

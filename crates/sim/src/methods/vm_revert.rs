@@ -67,8 +67,12 @@ async fn restore_devices(core: &std::sync::Arc<Core>, snapshot: &str, vm: &str) 
         (snapshot_vbds, db.set_of("VM", vm, "VBDs"), originals)
     };
     for old in old_vbds {
-        let (vdi, kind) = (core.db().text("VBD", &old, "VDI"), core.db().text("VBD", &old, "type"));
-        vbd::remove(&mut core.db(), &old);
+        let (vdi, kind) = {
+            let mut db = core.db();
+            let found = (db.text("VBD", &old, "VDI"), db.text("VBD", &old, "type"));
+            vbd::remove(&mut db, &old);
+            found
+        };
         // A disk that the snapshot does not know stays, attached to nothing.
         if kind != "Disk" || !originals.contains(&vdi) {
             continue;
