@@ -54,3 +54,20 @@ pub fn camel(name: &str) -> String {
     }
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_rust() {
+        assert_eq!(snake("type"), "type_");
+        assert_eq!(snake("HVM_boot_params"), "hvm_boot_params");
+        assert_eq!(parameter("VDI", "self"), "vdi");
+        assert_eq!(enumeration("VM", "vm_power_state"), "PowerState");
+        assert_eq!(enumeration("VDI", "on_boot"), "OnBoot");
+        assert_eq!(camel("changing_NVRAM"), "ChangingNvram");
+        assert_eq!(camel("unknown"), "UnknownValue");
+        assert_eq!(camel("SR_BACKEND_FAILURE_44"), "SrBackendFailure44");
+    }
+}

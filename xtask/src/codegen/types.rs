@@ -106,3 +106,19 @@ fn enum_path(facts: &Facts, home: &str, name: &str) -> String {
         None => "String".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_notation_is_read() {
+        let map = Type::parse("(VDI ref -> VDI record) map").unwrap();
+        let boxed = |kind| Box::new(kind);
+        assert_eq!(map, Type::Map(boxed(Type::Ref("VDI".into())), boxed(Type::Record("VDI".into()))));
+        let nested = Type::parse("(VM ref -> (string -> string) map) map").unwrap();
+        assert!(matches!(nested, Type::Map(_, inner) if matches!(*inner, Type::Map(..))));
+        assert_eq!(Type::parse("string set set").unwrap(), Type::Set(boxed(Type::Set(boxed(Type::String)))));
+        assert!(Type::parse("an event batch").is_err());
+    }
+}
