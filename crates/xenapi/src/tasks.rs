@@ -74,21 +74,43 @@ where
     async move { guard.result(&options, cancel).await }
 }
 
+/// Who ends a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Maker {
+    /// The pool, that made it for a call.
+    Pool,
+    /// We made it, and no handler of the pool has taken it: it ends when we say so.
+    Us,
+    /// We made it, and a handler of the pool has taken it.
+    Handler,
+}
+
 /// A task that is cancelled and destroyed unless its end was seen.
 #[derive(Debug)]
 pub(crate) struct TaskGuard {
     session: Session,
     task: Option<task::Ref>,
+    maker: Maker,
 }
 
 impl TaskGuard {
     pub(crate) fn new(session: &Session, task: task::Ref) -> Self {
-        Self { session: session.clone(), task: Some(task) }
+        Self { session: session.clone(), task: Some(task), maker: Maker::Pool }
+    }
+
+    /// A task that we made with `task.create`, for a handler that has not begun yet.
+    pub(crate) fn own(session: &Session, task: task::Ref) -> Self {
+        Self { session: session.clone(), task: Some(task), maker: Maker::Us }
+    }
+
+    /// A handler of the pool has taken our task.
+    pub(crate) fn begun(&mut self) {
+        self.maker = Maker::Handler;
     }
 
     /// The guard itself, leaving one that guards nothing.
     pub(crate) fn take(&mut self) -> Self {
-        Self { session: self.session.clone(), task: self.task.take() }
+        Self { session: self.session.clone(), task: self.task.take(), maker: self.maker }
     }
 
     /// The task's reference.
@@ -173,16 +195,28 @@ impl TaskGuard {
 impl Drop for TaskGuard {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
-            let session = self.session.clone();
-            self.session.background(async move { abandon(&session, task).await });
+            let (session, maker) = (self.session.clone(), self.maker);
+            self.session.background(async move { give_up(&session, task, maker).await });
         }
     }
 }
 
-/// Cancels a task, waits a little for its end and destroys it. Nothing is reported: this is the way out of something
-/// that was given up.
+/// Cancels a task that the pool made, waits a little for its end and destroys it. Nothing is reported: this is the way
+/// out of something that was given up.
 pub(crate) async fn abandon(session: &Session, task: task::Ref) {
-    cancel_and_wait(session, &task).await;
+    give_up(session, task, Maker::Pool).await;
+}
+
+/// As [`abandon`]. A task of our own that does not end is ended by us: the pool only notes that a pending task is to be
+/// destroyed, and keeps it for a day.
+async fn give_up(session: &Session, task: task::Ref, maker: Maker) {
+    let ended = maker != Maker::Us && cancel_and_wait(session, &task).await.is_some();
+    if !ended && maker != Maker::Pool {
+        // Unknown to older servers, which then collect the task in time.
+        if let Err(error) = task::set_status(session, &task, &task::StatusType::Cancelled).await {
+            tracing::debug!(%error, "a task of ours could not be ended");
+        }
+    }
     destroy(session, &task).await;
 }
 

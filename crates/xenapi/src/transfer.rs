@@ -59,7 +59,8 @@ enum Reply<T> {
     Refused(u16),
 }
 
-/// Makes a transfer's own task and starts the transfer at `client`, or at the members that it is sent on to.
+/// Makes a transfer's own task and starts the transfer at `host`, or at the members that it is sent on to; a host that
+/// sends a request on leaves its task as it is.
 ///
 /// A session that ended is renewed once: nothing was transferred then.
 async fn start<T, F>(
@@ -75,12 +76,15 @@ where
     let mut renewed = false;
     let mut redirects = 0;
     let mut client = session.client_of(host).await?;
+    let mut generation = session.generation();
+    let mut guard = create_task(session, operation).await?;
     loop {
-        let generation = session.generation();
-        let guard = create_task(session, operation).await?;
         let at = client.endpoint.clone();
         match send(client, handler.target(session, &guard.reference())).await? {
-            Reply::Accepted(transfer) => return Ok((transfer, guard)),
+            Reply::Accepted(transfer) => {
+                guard.begun();
+                return Ok((transfer, guard));
+            }
             Reply::Elsewhere(location) if redirects < REDIRECTS => {
                 redirects += 1;
                 client = session.client_at(&redirect_host(&at, &location)?).await?;
@@ -89,6 +93,8 @@ where
             Reply::Refused(401) if !renewed => {
                 renewed = true;
                 session.renew_since(generation, operation).await?;
+                generation = session.generation();
+                guard = create_task(session, operation).await?;
                 client = session.client_at(&at.host).await?;
             }
             Reply::Refused(401) => return Err(XenApiError::SessionInvalid { operation: operation.to_owned() }),
@@ -104,7 +110,7 @@ async fn create_task(session: &Session, operation: &str) -> Result<TaskGuard, Xe
     let (found, waiting) = tokio::sync::oneshot::channel();
     let own = session.clone();
     session.background(async move {
-        let made = task::create(&own, &label, "").await.map(|task| TaskGuard::new(&own, task));
+        let made = task::create(&own, &label, "").await.map(|task| TaskGuard::own(&own, task));
         // An unwanted guard destroys its task when it is dropped.
         let _ = found.send(made);
     });

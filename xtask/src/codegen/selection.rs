@@ -256,6 +256,7 @@ pub const CLASSES: &[Class] = &[
             "get_by_uuid",
             "get_by_name_label",
             "~set_progress",
+            "~set_status",
             "~set_other_config",
             "add_to_other_config",
             "~remove_from_other_config",

@@ -276,3 +276,11 @@ pub async fn set_other_config(
 pub async fn set_progress(session: &Session, task: &Ref, value: f64) -> Result<(), XenApiError> {
     session.invoke("task.set_progress", Repeat::Harmless, vec![task.to_value(), value.to_value()]).await
 }
+
+/// `task.set_status`.
+///
+/// # Errors
+/// Those of the call, see [`XenApiError`].
+pub async fn set_status(session: &Session, task: &Ref, value: &StatusType) -> Result<(), XenApiError> {
+    session.invoke("task.set_status", Repeat::Harmless, vec![task.to_value(), value.to_value()]).await
+}

@@ -265,7 +265,7 @@ fn usual(call: &Call, state: &State) -> Reply {
             let number = state.sessions.fetch_add(1, Ordering::SeqCst) + 1;
             Reply::Result(json!(format!("OpaqueRef:session-{number}")))
         }
-        "session.logout" | "task.cancel" | "task.destroy" => Reply::Result(json!("")),
+        "session.logout" | "task.cancel" | "task.destroy" | "task.set_status" => Reply::Result(json!("")),
         "pool.get_all_records" => Reply::Result(json!({"OpaqueRef:pool": {"uuid": POOL, "master": host_ref(0)}})),
         "host.get_all_records" => {
             let hosts: BTreeMap<String, Value> = (0..state.pems.len())
