@@ -21,7 +21,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut arguments = std::env::args().skip(1);
     let address = arguments.next().ok_or("usage: nbd-sha256 ADDRESS:PORT [options]")?.parse()?;
     let mut endpoint = Endpoint { address, tls: None, export_name: ExportName::new("") };
-    let mut options = ExportOptions::default();
+    // As nbdcopy does it: requests of 256 KiB, 64 for each connection at most.
+    let mut options = ExportOptions { request_bytes: 256 * 1024, in_flight: 16, ..ExportOptions::default() };
     let mut read = ReadOptions::default();
     let mut hash = true;
     while let Some(argument) = arguments.next() {
