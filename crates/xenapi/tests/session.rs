@@ -248,7 +248,7 @@ async fn responses_and_waits_are_bounded() {
     session.logout().await.unwrap();
 
     let mut options = pool.options();
-    options.timeouts.read_call = Duration::from_secs(1);
+    options.timeouts.read_call = Duration::from_secs(4);
     let session = Session::login(options).await.unwrap();
     let error = vdi::get_all(&session).await.unwrap_err();
     assert!(matches!(error, XenApiError::Timeout { .. }), "{error:?}");

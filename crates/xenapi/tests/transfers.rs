@@ -8,7 +8,7 @@ use scripted::{Call, Look, Pool, Reply, Step, address, host_ref, task};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use xenvault_xenapi::transfer::{ExportFormat, export_raw_vdi, import_raw_vdi, import_raw_vdi_chunked};
-use xenvault_xenapi::{Retry, Session, XenApiError, host, vdi};
+use xenvault_xenapi::{Retry, Session, Trust, XenApiError, host, vdi};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nConnection: close\r\ntask-id:OpaqueRef:own-task\r\n\r\n";
 const LATE_FAILURE: &[u8] = b"HTTP/1.1 500 Internal Error\r\ncontent-length: 4\r\n\r\noops";
@@ -189,8 +189,6 @@ async fn x34_a_reset_during_an_import_has_the_tasks_reason() {
 
 #[tokio::test]
 async fn x34_a_host_that_does_not_read_holds_the_sender_back() {
-    let (_pool, session_) = session(1, |_| None).await;
-    session_.logout().await.unwrap();
     let pool = Pool::one(|call| match call.method.as_str() {
         "PUT" => Some(Reply::Steps(vec![Step::Send(OK.to_vec()), Step::Hang])),
         "task.get_record" => Some(task("cancelled", "", &[])),
@@ -198,7 +196,7 @@ async fn x34_a_host_that_does_not_read_holds_the_sender_back() {
     })
     .await;
     let mut options = pool.options();
-    options.timeouts.stall = Duration::from_secs(1);
+    options.timeouts.stall = Duration::from_secs(4);
     let session = Session::login(options).await.unwrap();
     let mut import = import_raw_vdi(&session, &on(0), &disk(), 1 << 40).await.unwrap();
     let piece = Bytes::from(vec![0; 1 << 20]);
@@ -268,6 +266,29 @@ async fn x03_a_session_that_ended_is_renewed_before_a_transfer() {
     let (bytes, end) = all(&session, ExportFormat::Raw { virtual_size: 10 }).await;
     assert!(bytes == [3; 10] && end.is_ok(), "{end:?}");
     assert_eq!(session.generation(), 2);
+    session.logout().await.unwrap();
+    assert_eq!(pool.count("task.create"), pool.count("task.destroy"));
+}
+
+#[tokio::test]
+async fn a_members_changed_certificate_is_an_error_with_both_fingerprints() {
+    let pool = Pool::start(Look { hosts: 2, ..Look::default() }, |_| None).await;
+    let session = Session::login(pool.options()).await.unwrap();
+    let mut pins = session.pinned_hosts();
+    session.logout().await.unwrap();
+    // What was confirmed once is not replaced by what the coordinator says now.
+    let confirmed = scripted::Identity::new().fingerprint();
+    pins.hosts.insert(address(1), confirmed);
+    let session = Session::login(pool.options_with(0, Trust::Pins(pins))).await.unwrap();
+    let format = ExportFormat::Raw { virtual_size: 1 };
+    let error = export_raw_vdi(&session, &on(1), &disk(), format).await.unwrap_err();
+    match error {
+        XenApiError::Certificate { expected, found, .. } => {
+            assert_eq!((expected, found), (Some(confirmed), pool.identities[1].fingerprint()));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(pool.calls().iter().all(|call| call.host == 0));
     session.logout().await.unwrap();
     assert_eq!(pool.count("task.create"), pool.count("task.destroy"));
 }
