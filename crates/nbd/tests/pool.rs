@@ -206,6 +206,43 @@ impl EndpointSource for Sessions {
     }
 }
 
+/// Gives these export names one after the other; `None` is a coordinator that is away.
+struct Shaky {
+    address: SocketAddr,
+    answers: Mutex<Vec<Option<&'static str>>>,
+}
+
+impl Shaky {
+    fn new(host: &Host, mut answers: Vec<Option<&'static str>>) -> Arc<Self> {
+        answers.reverse();
+        Arc::new(Self { address: host.address, answers: Mutex::new(answers) })
+    }
+}
+
+impl EndpointSource for Shaky {
+    fn endpoints(&self) -> BoxFuture<'_, Result<Vec<Endpoint>, BoxError>> {
+        let answer = match self.answers.lock().unwrap().pop().expect("it is not asked more often") {
+            Some(name) => Ok(vec![Endpoint { address: self.address, tls: None, export_name: ExportName::new(name) }]),
+            None => Err("the coordinator is away".into()),
+        };
+        Box::pin(async move { answer })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x04_a_coordinator_that_is_away_ends_no_disk_in_the_middle() {
+    let host = Host::start(Manners { size: 16 * MIB, cut_after: vec![5 * MIB], ..Manners::default() }).await;
+    let error = Export::open(Shaky::new(&host, vec![None]), options()).await.unwrap_err();
+    assert!(matches!(error, NbdError::Endpoints { .. }), "{error:?}");
+
+    let source = Shaky::new(&host, vec![Some("old"), None, None, Some("new")]);
+    let export = Export::open(source.clone(), ExportOptions { connections: 1, ..options() }).await.unwrap();
+    host.manners.lock().unwrap().names = only("new");
+    soon(check_whole(&export)).await.unwrap();
+    assert!(source.answers.lock().unwrap().is_empty());
+    soon(export.close()).await.unwrap();
+}
+
 fn only(name: &str) -> Option<HashSet<String>> {
     Some(HashSet::from([name.to_owned()]))
 }

@@ -20,6 +20,8 @@ use crate::error::{NbdError, Retry};
 
 /// How often the source is asked again for one connection before a close at the export name is believed.
 const FRESH_ENDPOINTS: u32 = 2;
+/// Rounds over the same endpoints before the source is asked again.
+const ROUNDS_PER_ANSWER: u32 = 3;
 
 /// How much a connection is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +67,15 @@ impl Dialer {
         let mut asked_again = 0;
         let mut attempts = 0;
         for round in 1.. {
-            if self.endpoints.is_empty() {
-                self.ask().await?;
-            }
-            let result = match self.round(options, need, avoid, &mut attempts).await {
-                Ok((connection, place)) => return check_size(connection, place, size).await,
-                Err(result) => result,
+            let result = match self.ask().await {
+                Ok(()) => match self.round(options, need, avoid, &mut attempts).await {
+                    Ok((connection, place)) => return check_size(connection, place, size).await,
+                    Err(result) => result,
+                },
+                // In the middle of a disk the pool's coordinator may be away for a while; at its start the caller knows
+                // better what to do about it.
+                Err(error) if size.is_some() => Round { error, session_may_be_gone: false, hopeless: false },
+                Err(error) => return Err(error),
             };
             if result.session_may_be_gone {
                 if asked_again == FRESH_ENDPOINTS {
@@ -85,6 +90,10 @@ impl Dialer {
                 return Err(NbdError::Exhausted { attempts, source: Box::new(result.error) });
             }
             tracing::debug!(round, ?pause, error = %result.error, "no NBD address took a connection; trying again");
+            // Hosts come and go: now and then the addresses themselves are asked for again.
+            if round % ROUNDS_PER_ANSWER == 0 {
+                self.endpoints.clear();
+            }
             // The first new endpoints are tried at once: a new session is all that was missing.
             if asked_again != 1 || !result.session_may_be_gone {
                 tokio::time::sleep(jittered(pause, round)).await;
@@ -94,7 +103,11 @@ impl Dialer {
         Err(NbdError::NoEndpoints)
     }
 
+    /// Asks for the endpoints if none are known.
     async fn ask(&mut self) -> Result<(), NbdError> {
+        if !self.endpoints.is_empty() {
+            return Ok(());
+        }
         let mut endpoints =
             self.source.endpoints().await.map_err(|source| NbdError::Endpoints { source: source.into() })?;
         if endpoints.is_empty() {

@@ -127,6 +127,8 @@ pub struct Export {
 impl Export {
     /// Opens the first connection; more are opened one by one while reads want them.
     ///
+    /// Waits while the budget of every address is used up by other exports: do not hold exports open that are not read.
+    ///
     /// # Errors
     /// What hindered the last address that was tried.
     pub async fn open(source: Arc<dyn EndpointSource>, options: ExportOptions) -> Result<Self, NbdError> {
