@@ -11,6 +11,8 @@ mod blob;
 mod config;
 mod cut;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ids;
 mod index;
 mod keys;

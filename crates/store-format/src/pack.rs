@@ -286,24 +286,27 @@ impl PackKey {
         const WHAT: &str = "pack directory";
         let mut frame = frame;
         let body = open_frame(WHAT, &self.key, trailer.frames, &directory_aad(&self.id), &mut frame)?;
-        let mut fields = Fields::new(WHAT, body);
-        let count = fields.limited("chunks", MAX_PACK_FRAMES)?;
-        let mut entries = Vec::new();
-        for number in 0..count {
-            let id = ChunkId::from_bytes(fields.array()?);
-            let code = fields.u8()?;
-            let kind = ChunkKind::from_code(code).ok_or(FormatError::Field {
-                what: WHAT,
-                field: "kind",
-                found: code.into(),
-            })?;
-            let (offset, length, plain_length) = (fields.u32()?, fields.u32()?, fields.u32()?);
-            let frame = u16::try_from(number).map_err(|_| FormatError::PackFull)?;
-            entries.push(DirectoryEntry { id, kind, placement: Placement { offset, length, frame }, plain_length });
-        }
-        fields.end()?;
-        Ok(entries)
+        decode_directory(body)
     }
+}
+
+/// Reads an opened directory.
+pub(crate) fn decode_directory(body: &[u8]) -> Result<Vec<DirectoryEntry>, FormatError> {
+    const WHAT: &str = "pack directory";
+    let mut fields = Fields::new(WHAT, body);
+    let count = fields.limited("chunks", MAX_PACK_FRAMES)?;
+    let mut entries = Vec::new();
+    for number in 0..count {
+        let id = ChunkId::from_bytes(fields.array()?);
+        let code = fields.u8()?;
+        let kind =
+            ChunkKind::from_code(code).ok_or(FormatError::Field { what: WHAT, field: "kind", found: code.into() })?;
+        let (offset, length, plain_length) = (fields.u32()?, fields.u32()?, fields.u32()?);
+        let frame = u16::try_from(number).map_err(|_| FormatError::PackFull)?;
+        entries.push(DirectoryEntry { id, kind, placement: Placement { offset, length, frame }, plain_length });
+    }
+    fields.end()?;
+    Ok(entries)
 }
 
 fn chunk_aad(id: &ChunkId, kind: ChunkKind) -> Vec<u8> {
