@@ -147,7 +147,11 @@ impl Core {
 
     /// Tries again whenever the database changes, as long as another operation is in the way (xapi waits up to two
     /// hours), or until `limit`.
-    pub(crate) async fn retry<T>(&self, limit: Duration, mut attempt: impl FnMut(&mut Database) -> Outcome<T>) -> Outcome<T> {
+    pub(crate) async fn retry<T>(
+        &self,
+        limit: Duration,
+        mut attempt: impl FnMut(&mut Database) -> Outcome<T>,
+    ) -> Outcome<T> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             let mut changes = self.changes();
@@ -206,7 +210,14 @@ impl Core {
 }
 
 /// Adds a message to the pool.
-pub(crate) fn post_message(db: &mut Database, name: &str, priority: i64, class: &str, uuid: &str, body: &str) -> String {
+pub(crate) fn post_message(
+    db: &mut Database,
+    name: &str,
+    priority: i64,
+    class: &str,
+    uuid: &str,
+    body: &str,
+) -> String {
     db.create(
         "message",
         vec![

@@ -43,14 +43,12 @@ const GENERATED_SIZE: u64 = 64 << 20;
 fn main() -> ExitCode {
     let Arguments { command: Command::Serve { hosts, vms, disk, plain_http } } = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let outcome = runtime
-        .map_err(|source| SimError::Io { what: "start".to_owned(), source })
-        .and_then(|runtime| {
-            let outcome = runtime.block_on(serve(hosts, vms, disk, plain_http));
-            // A thread may sit in a read of standard input.
-            runtime.shutdown_background();
-            outcome
-        });
+    let outcome = runtime.map_err(|source| SimError::Io { what: "start".to_owned(), source }).and_then(|runtime| {
+        let outcome = runtime.block_on(serve(hosts, vms, disk, plain_http));
+        // A thread may sit in a read of standard input.
+        runtime.shutdown_background();
+        outcome
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,4 +1,13 @@
 //! The pool from outside, call by call.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    dead_code,
+    reason = "helpers of tests, of which each test uses its part"
+)]
 
 mod wire;
 
@@ -46,7 +55,8 @@ async fn a_snapshot_copies_what_xapi_copies() {
     assert_eq!(record["snapshot_of"], json!(vdi));
     assert_eq!(record["other_config"]["mark"], "d");
     let vifs = client.ok("VM.get_VIFs", &[json!(snapshot)]).await;
-    let (one, other) = (client.ok("VIF.get_MAC", &[vifs[0].clone()]).await, client.ok("VM.get_VIFs", &[json!(vm)]).await);
+    let (one, other) =
+        (client.ok("VIF.get_MAC", &[vifs[0].clone()]).await, client.ok("VM.get_VIFs", &[json!(vm)]).await);
     assert_eq!(one, client.ok("VIF.get_MAC", &[other[0].clone()]).await);
     // Its record goes, its disk stays.
     client.ok("VM.destroy", &[json!(snapshot)]).await;
@@ -90,7 +100,8 @@ async fn background_calls_have_tasks_whose_result_is_xml() {
     assert!(result.starts_with("<value>OpaqueRef:"), "{result}");
     client.ok("task.destroy", &[json!(task)]).await;
     assert_eq!(client.failure("task.get_record", &[json!(task)]).await.0, "HANDLE_INVALID");
-    let task = client.reference("Async.VM.start_on", &[json!(vm), json!("OpaqueRef:x"), json!(false), json!(false)]).await;
+    let task =
+        client.reference("Async.VM.start_on", &[json!(vm), json!("OpaqueRef:x"), json!(false), json!(false)]).await;
     let record = client.wait(&task).await;
     assert_eq!(record["error_info"], json!(["HANDLE_INVALID", "host", "OpaqueRef:x"]));
 }
@@ -116,7 +127,10 @@ async fn a_running_vm_refuses_what_a_real_one_refuses() {
     let vdi = vdi_of(&client, &vm).await;
     pool.start_vm(&pool.vms()[0].uuid, 0).await.unwrap();
     assert_eq!(client.failure("VM.destroy", &[json!(vm)]).await.0, "VM_BAD_POWER_STATE");
-    assert_eq!(client.failure("VDI.destroy", &[json!(vdi)]).await, ("VDI_IN_USE".into(), vec![vdi.clone(), "destroy".into()]));
+    assert_eq!(
+        client.failure("VDI.destroy", &[json!(vdi)]).await,
+        ("VDI_IN_USE".into(), vec![vdi.clone(), "destroy".into()])
+    );
     client.ok("VM.snapshot", &[json!(vm), json!("live")]).await;
     client.ok("VM.set_blocked_operations", &[json!(vm), json!({"snapshot": "by test"})]).await;
     let failed = client.failure("VM.snapshot", &[json!(vm), json!("x")]).await;
@@ -174,7 +188,8 @@ async fn a_full_sr_refuses_the_snapshot_and_leaves_nothing() {
 async fn faults_meet_their_calls() {
     let (pool, client) = pool(|_| {}).await;
     let vm = vm_of(&client, &pool).await;
-    let error = FaultEffect::Error { code: "SR_BACKEND_FAILURE_82".into(), params: vec!["".into(), "t".into(), "".into()] };
+    let error =
+        FaultEffect::Error { code: "SR_BACKEND_FAILURE_82".into(), params: vec!["".into(), "t".into(), "".into()] };
     pool.fault(Fault::once("VM.snapshot", error));
     let task = client.reference("Async.VM.snapshot", &[json!(vm), json!("x")]).await;
     assert_eq!(client.wait(&task).await["error_info"][0], "SR_BACKEND_FAILURE_82");
@@ -236,7 +251,8 @@ async fn events_tell_of_changes_and_ends() {
 #[tokio::test]
 async fn generated_content_is_the_same_for_the_same_seed() {
     let disk = || DiskSpec::new(8 << 20).content(DiskContent::Random { seed: 7, bytes: 1 << 20 });
-    let (pool, _client) = pool(|options| options.vms = vec![VmSpec::new("a").disk(disk()), VmSpec::new("b").disk(disk())]).await;
+    let (pool, _client) =
+        pool(|options| options.vms = vec![VmSpec::new("a").disk(disk()), VmSpec::new("b").disk(disk())]).await;
     let vms = pool.vms();
     let read = |vm: usize| pool.guest_read(&vms[vm].uuid, "0", 0, 2 << 20).unwrap();
     assert_eq!(read(0), read(1));

@@ -1,4 +1,13 @@
 //! Disks over HTTP and NBD, TLS, and the control interface.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    dead_code,
+    reason = "helpers of tests, of which each test uses its part"
+)]
 
 mod wire;
 
@@ -13,8 +22,7 @@ use xenvault_sim::{DiskContent, DiskSpec, Fault, FaultEffect, NbdAccess, SimOpti
 
 async fn pool(change: impl FnOnce(&mut SimOptions)) -> (SimPool, Client) {
     let disk = DiskSpec::new(8 << 20).content(DiskContent::Random { seed: 3, bytes: 3 << 20 });
-    let mut options =
-        SimOptions { plain_http: true, vms: vec![VmSpec::new("vm").disk(disk)], ..SimOptions::default() };
+    let mut options = SimOptions { plain_http: true, vms: vec![VmSpec::new("vm").disk(disk)], ..SimOptions::default() };
     change(&mut options);
     let pool = SimPool::start(options).await.expect("starts");
     let client = Client::login(&pool).await;
@@ -22,7 +30,8 @@ async fn pool(change: impl FnOnce(&mut SimOptions)) -> (SimPool, Client) {
 }
 
 fn get(client: &Client, vdi: &str, more: &str) -> Vec<u8> {
-    format!("GET /export_raw_vdi?vdi={vdi}&session_id={}{more} HTTP/1.1\r\nHost: x\r\n\r\n", client.session).into_bytes()
+    format!("GET /export_raw_vdi?vdi={vdi}&session_id={}{more} HTTP/1.1\r\nHost: x\r\n\r\n", client.session)
+        .into_bytes()
 }
 
 fn put(client: &Client, vdi: &str, more: &str, body: &[u8]) -> Vec<u8> {
@@ -133,7 +142,10 @@ async fn a_host_without_the_sr_sends_the_client_to_one_that_has_it() {
 async fn a_late_failure_is_a_second_response_in_the_body() {
     let (pool, client) = pool(|_| {}).await;
     let disk = pool.vms()[0].disks[0].clone();
-    let error = FaultEffect::Error { code: "SR_BACKEND_FAILURE_1200".into(), params: vec![String::new(), "no".into(), String::new()] };
+    let error = FaultEffect::Error {
+        code: "SR_BACKEND_FAILURE_1200".into(),
+        params: vec![String::new(), "no".into(), String::new()],
+    };
     pool.fault(Fault::once("http/export_raw_vdi", error));
     let task = task(&client).await;
     let answer = exchange(&client.url, &get(&client, &disk.vdi, &format!("&task_id={task}"))).await;
@@ -149,7 +161,8 @@ async fn a_late_failure_is_a_second_response_in_the_body() {
 async fn basic_authentication_is_enough_and_leaves_no_session() {
     let (pool, client) = pool(|options| options.password = "x".into()).await;
     let disk = pool.vms()[0].disks[0].clone();
-    let request = |header: &str| format!("GET /export_raw_vdi?vdi={} HTTP/1.1\r\n{header}\r\n\r\n", disk.vdi).into_bytes();
+    let request =
+        |header: &str| format!("GET /export_raw_vdi?vdi={} HTTP/1.1\r\n{header}\r\n\r\n", disk.vdi).into_bytes();
     let answer = exchange(&client.url, &request("Authorization: Basic cm9vdDp4")).await;
     assert_eq!(answer.start, "HTTP/1.1 200 OK");
     assert_eq!(pool.records("session").len(), 1);
@@ -244,7 +257,12 @@ impl rustls::client::danger::ServerCertVerifier for TakeAny {
         certificate: &rustls_pki_types::CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -253,7 +271,12 @@ impl rustls::client::danger::ServerCertVerifier for TakeAny {
         certificate: &rustls_pki_types::CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {

@@ -89,7 +89,8 @@ impl FaultBook {
         let mut orders = self.lock();
         let mut effect = None;
         for order in orders.iter_mut() {
-            if order.call != call && !(order.call == "*" && !call.contains('/')) {
+            let any = order.call == "*" && !call.contains('/');
+            if order.call != call && !any {
                 continue;
             }
             if order.skip > 0 {

@@ -39,7 +39,8 @@ pub(crate) fn serve(pool: &SimPool, core: &Arc<Core>, listener: std::net::TcpLis
             let (weak, end) = (weak.clone(), end.clone());
             tokio::spawn(async move {
                 let service = service_fn(move |request| answer(weak.clone(), request));
-                let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let connection =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                 // Whatever ends a connection is the client's affair.
                 tokio::select! {
                     () = end.cancelled() => {}

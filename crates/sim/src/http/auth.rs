@@ -31,11 +31,11 @@ pub(super) fn check(core: &Arc<Core>, host: usize, request: &Request) -> Option<
         if session::check(core, given).is_ok() {
             return Some(access(None));
         }
-    } else if let Some((user, password)) = request.authorization.as_deref().and_then(basic) {
-        if session::password_is_right(core, &user, &password) {
-            let reference = core.host_at(host).map(|host| host.reference.clone()).unwrap_or_default();
-            return Some(access(Some(session::open(core, &reference, &user, "unknown using Basic auth"))));
-        }
+    } else if let Some((user, password)) = request.authorization.as_deref().and_then(basic)
+        && session::password_is_right(core, &user, &password)
+    {
+        let reference = core.host_at(host).map(|host| host.reference.clone()).unwrap_or_default();
+        return Some(access(Some(session::open(core, &reference, &user, "unknown using Basic auth"))));
     }
     if let Some(task) = request.param("task_id") {
         fail(core, task, &Failure::bare("SESSION_AUTHENTICATION_FAILED"));

@@ -8,7 +8,7 @@ use super::request::{Input, NoRequest, Request};
 use super::{export, import, response};
 use crate::core::Core;
 use crate::methods::{Reply, dispatch};
-use crate::rpc::{json_answer, read_json_call, read_xml_call, xml_answer};
+use crate::rpc::{json_answer, read_json_call, read_xml_call, xml_answer, xml_bare};
 
 /// Largest body of a call, in bytes.
 const CALL_LIMIT: u64 = 64 << 20;
@@ -107,6 +107,7 @@ async fn call<S: AsyncRead + AsyncWrite + Unpin>(
             Err(error) => return malformed(link, &error).await,
         }
     };
+    let bare = method == "system.listMethods";
     // On its own: what was begun goes on when the client is gone.
     let own = Arc::clone(core);
     let work = tokio::spawn(async move { dispatch(&own, host, &method, params).await });
@@ -120,7 +121,7 @@ async fn call<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let (kind, text) = match &json_call {
         Some(call) => ("application/json", json_answer(call, &outcome)),
-        None => ("text/xml", xml_answer(&outcome)),
+        None => ("text/xml", if bare { xml_bare(&outcome) } else { xml_answer(&outcome) }),
     };
     let sent = send(link, &response::rpc(&request.version, !request.close, kind, &text)).await;
     if sent && !request.close { Next::Keep } else { Next::Close }

@@ -89,7 +89,9 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         _ => transfer(core, host, request, link, &vdi, &format, &mut task, &fault).await,
     };
     match (end, fault) {
-        (End::Done, Some(FaultEffect::ErrorAfter { code, params })) => late(link, &task, &Failure { code, params }).await,
+        (End::Done, Some(FaultEffect::ErrorAfter { code, params })) => {
+            late(link, &task, &Failure { code, params }).await
+        }
         (End::Done, _) => task.succeed(None),
         (End::ClientGone, _) => task.fail(&io_failure()),
         (End::Failed(failure), _) => late(link, &task, &failure).await,

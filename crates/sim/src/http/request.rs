@@ -158,9 +158,18 @@ fn decode(text: &str) -> String {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn no_head_panics(head in ".{0,300}", query in "[ -~]{0,100}") {
+            let _ = parse(&head);
+            let _ = parse(&format!("GET /a?{query} HTTP/1.1\r\nCookie: {query}\r\n{head}\r\n\r\n"));
+        }
+    }
+
     #[test]
     fn cookies_come_before_the_query() {
-        let text = "GET /export_raw_vdi?vdi=a&session_id=OpaqueRef%3Ax HTTP/1.1\r\nCookie: session_id=OpaqueRef:y\r\n\r\n";
+        let text =
+            "GET /export_raw_vdi?vdi=a&session_id=OpaqueRef%3Ax HTTP/1.1\r\nCookie: session_id=OpaqueRef:y\r\n\r\n";
         let request = parse(text).unwrap();
         assert_eq!(request.param("session_id"), Some("OpaqueRef:y"));
         assert_eq!(request.param("vdi"), Some("a"));

@@ -12,12 +12,56 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 /// Classes that xapi counts in `valid_ref_counts` beside those that are simulated.
 const OTHER_CLASSES: &[&str] = &[
-    "vdi_nbd_server_info", "user", "tunnel", "subject", "sr_stat", "secret", "role", "probe_result", "pool_update",
-    "pool_patch", "network_sriov", "host_patch", "host_crashdump", "host_cpu", "event", "data_source", "crashdump",
-    "blob", "auth", "vusb", "vm_group", "vm_appliance", "vmss", "vmpp", "vlan", "vif_metrics", "vgpu_type", "vgpu",
-    "usb_group", "sdn_controller", "repository", "pvs_site", "pvs_server", "pvs_proxy", "pvs_cache_storage", "pusb",
-    "pif_metrics", "pgpu", "pci", "observer", "lvhd", "host_driver", "gpu_group", "feature", "driver_variant",
-    "diagnostics", "dr_task", "cluster_host", "cluster", "bond",
+    "vdi_nbd_server_info",
+    "user",
+    "tunnel",
+    "subject",
+    "sr_stat",
+    "secret",
+    "role",
+    "probe_result",
+    "pool_update",
+    "pool_patch",
+    "network_sriov",
+    "host_patch",
+    "host_crashdump",
+    "host_cpu",
+    "event",
+    "data_source",
+    "crashdump",
+    "blob",
+    "auth",
+    "vusb",
+    "vm_group",
+    "vm_appliance",
+    "vmss",
+    "vmpp",
+    "vlan",
+    "vif_metrics",
+    "vgpu_type",
+    "vgpu",
+    "usb_group",
+    "sdn_controller",
+    "repository",
+    "pvs_site",
+    "pvs_server",
+    "pvs_proxy",
+    "pvs_cache_storage",
+    "pusb",
+    "pif_metrics",
+    "pgpu",
+    "pci",
+    "observer",
+    "lvhd",
+    "host_driver",
+    "gpu_group",
+    "feature",
+    "driver_variant",
+    "diagnostics",
+    "dr_task",
+    "cluster_host",
+    "cluster",
+    "bond",
 ];
 
 /// Classes whose objects never make events.
@@ -41,9 +85,7 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
             Ok(Value::void())
         }
         "next" => next(call).await,
-        "get_current_id" => {
-            Ok(Value::Int(i64::try_from(call.core.db().generation()).unwrap_or_default()))
-        }
+        "get_current_id" => Ok(Value::Int(i64::try_from(call.core.db().generation()).unwrap_or_default())),
         "inject" => {
             let mut db = call.core.db();
             let class = schema().keys().find(|name| name.eq_ignore_ascii_case(call.text(0)));
@@ -135,10 +177,10 @@ fn event(call: &Call, db: &Database, change: &crate::model::Change) -> Value {
         ("operation".to_owned(), change.operation.into()),
         ("ref".to_owned(), change.reference.as_str().into()),
     ];
-    if change.operation != "del" {
-        if let Ok(record) = fields::record(&call.core, db, change.class, &change.reference) {
-            event.push(("snapshot".to_owned(), record));
-        }
+    if change.operation != "del"
+        && let Ok(record) = fields::record(&call.core, db, change.class, &change.reference)
+    {
+        event.push(("snapshot".to_owned(), record));
     }
     Value::Map(event)
 }

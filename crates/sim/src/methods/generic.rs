@@ -8,7 +8,12 @@ use crate::rpc::{Failure, Outcome};
 pub(super) fn supports(class: &Class, simple: &str) -> bool {
     matches!(
         simple,
-        "get_all" | "get_all_records" | "get_record" | "get_by_uuid" | "get_by_name_label" | "get_all_records_where"
+        "get_all"
+            | "get_all_records"
+            | "get_record"
+            | "get_by_uuid"
+            | "get_by_name_label"
+            | "get_all_records_where"
             | "get_all_where"
     ) || field_of(class, simple, "get_").is_some()
         || ["set_", "add_to_", "remove_from_", "add_", "remove_"]
@@ -40,7 +45,8 @@ pub(super) fn call(call: &Call, class_name: &str, simple: &str) -> Option<Outcom
     let mut db = call.core.db();
     let reference = call.text(0).to_owned();
     let with_records = |refs: Vec<String>| -> Outcome {
-        let record = |reference: String| Ok((reference.clone(), fields::record(&call.core, &db, class_name, &reference)?));
+        let record =
+            |reference: String| Ok((reference.clone(), fields::record(&call.core, &db, class_name, &reference)?));
         refs.into_iter().map(record).collect::<Outcome<Vec<_>>>().map(Value::Map)
     };
     match simple {
@@ -51,9 +57,13 @@ pub(super) fn call(call: &Call, class_name: &str, simple: &str) -> Option<Outcom
         "get_by_name_label" => return Some(Ok(Value::texts(db.refs_where(class_name, "name_label", &reference)))),
         "get_all_records_where" | "get_all_where" => {
             let chosen = super::message::select(&db, class_name, &reference);
-            return Some(chosen.and_then(|refs| {
-                if simple == "get_all_where" { Ok(Value::texts(refs)) } else { with_records(refs) }
-            }));
+            return Some(
+                chosen.and_then(
+                    |refs| {
+                        if simple == "get_all_where" { Ok(Value::texts(refs)) } else { with_records(refs) }
+                    },
+                ),
+            );
         }
         _ => {}
     }

@@ -13,7 +13,10 @@ pub(super) fn call(call: &Call, simple: &str) -> Option<Outcome> {
             let known = schema().keys().find(|class| class.as_str() == call.text(2));
             match known.map(|class| db.by_uuid(class, call.text(3))) {
                 Some(Err(failure)) => Err(failure),
-                _ => Ok(post_message(&mut db, call.text(0), call.int(1), call.text(2), call.text(3), call.text(4)).into()),
+                _ => {
+                    Ok(post_message(&mut db, call.text(0), call.int(1), call.text(2), call.text(3), call.text(4))
+                        .into())
+                }
             }
         }
         "destroy" => match db.check("message", call.text(0)) {

@@ -11,6 +11,7 @@ mod nbd_info;
 mod network;
 mod operation;
 mod pool;
+pub(crate) mod session;
 mod sr;
 mod task;
 mod vbd;
@@ -26,7 +27,6 @@ mod vm_clone;
 mod vm_power;
 mod vm_revert;
 mod vm_set;
-pub(crate) mod session;
 
 pub(crate) use call::Call;
 pub(crate) use dispatch::{Reply, dispatch};

@@ -42,7 +42,8 @@ impl Operation {
             Ok(())
         };
         core.retry(PATIENCE, mark).await?;
-        let entry = |(class, reference, _): &(&'static str, &str, &str)| (*class, (*reference).to_owned(), task.to_owned());
+        let entry =
+            |(class, reference, _): &(&'static str, &str, &str)| (*class, (*reference).to_owned(), task.to_owned());
         Ok(Self { core: Arc::clone(core), entries: objects.iter().map(entry).collect() })
     }
 }

@@ -9,8 +9,20 @@ use crate::storage::SrKind;
 /// What an SR's driver can do, as its SM record lists it.
 pub(crate) fn features(kind: SrKind) -> Vec<&'static str> {
     let mut features = vec![
-        "SR_PROBE", "SR_UPDATE", "VDI_ACTIVATE", "VDI_ATTACH", "VDI_CLONE", "VDI_CREATE", "VDI_DEACTIVATE", "VDI_DELETE",
-        "VDI_DETACH", "VDI_GENERATE_CONFIG", "VDI_MIRROR", "VDI_RESIZE", "VDI_SNAPSHOT", "VDI_UPDATE", "VDI_CONFIG_CBT",
+        "SR_PROBE",
+        "SR_UPDATE",
+        "VDI_ACTIVATE",
+        "VDI_ATTACH",
+        "VDI_CLONE",
+        "VDI_CREATE",
+        "VDI_DEACTIVATE",
+        "VDI_DELETE",
+        "VDI_DETACH",
+        "VDI_GENERATE_CONFIG",
+        "VDI_MIRROR",
+        "VDI_RESIZE",
+        "VDI_SNAPSHOT",
+        "VDI_CONFIG_CBT",
     ];
     if matches!(kind, SrKind::Ext | SrKind::Large) {
         features.push("THIN_PROVISIONING");
@@ -46,10 +58,16 @@ pub(super) fn check_attached(db: &Database, sr: &str) -> Outcome<()> {
 pub(super) fn allowed(db: &Database, sr: &str) -> Vec<&'static str> {
     let mut operations = vec!["unplug", "plug", "pbd_create", "update", "pbd_destroy", "scan"];
     let of_feature = [
-        ("VDI_CONFIG_CBT", "vdi_enable_cbt"), ("VDI_CONFIG_CBT", "vdi_list_changed_blocks"),
-        ("VDI_CONFIG_CBT", "vdi_disable_cbt"), ("VDI_CONFIG_CBT", "vdi_data_destroy"), ("VDI_RESIZE", "vdi_resize"),
-        ("VDI_CLONE", "vdi_clone"), ("VDI_SNAPSHOT", "vdi_snapshot"), ("VDI_MIRROR", "vdi_mirror"),
-        ("VDI_CREATE", "vdi_create"), ("VDI_DELETE", "vdi_destroy"),
+        ("VDI_CONFIG_CBT", "vdi_enable_cbt"),
+        ("VDI_CONFIG_CBT", "vdi_list_changed_blocks"),
+        ("VDI_CONFIG_CBT", "vdi_disable_cbt"),
+        ("VDI_CONFIG_CBT", "vdi_data_destroy"),
+        ("VDI_RESIZE", "vdi_resize"),
+        ("VDI_CLONE", "vdi_clone"),
+        ("VDI_SNAPSHOT", "vdi_snapshot"),
+        ("VDI_MIRROR", "vdi_mirror"),
+        ("VDI_CREATE", "vdi_create"),
+        ("VDI_DELETE", "vdi_destroy"),
     ];
     operations.extend(of_feature.iter().filter(|(feature, _)| has_feature(db, sr, feature)).map(|(_, name)| *name));
     operations

@@ -91,9 +91,11 @@ pub(super) fn create_in(db: &mut Database, fields: Vec<(String, Value)>) -> Outc
     if mode == "RW" && db.flag("VDI", &vdi, "read_only") {
         return Err(Failure::new("VDI_READONLY", [vdi]));
     }
-    let migrating = db.get("VM", &vm, "current_operations")?.as_map().iter().find(|(_, name)| {
-        matches!(name.as_str(), "migrate_send" | "pool_migrate")
-    });
+    let migrating = db
+        .get("VM", &vm, "current_operations")?
+        .as_map()
+        .iter()
+        .find(|(_, name)| matches!(name.as_str(), "migrate_send" | "pool_migrate"));
     if let Some((task, name)) = migrating {
         return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VM", &vm, name.as_str(), task]));
     }

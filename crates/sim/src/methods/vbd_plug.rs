@@ -68,9 +68,11 @@ fn check_disk(db: &Database, vbd: &str, operation: &str, sharing: bool) -> Outco
     }
     let vdi = db.text("VBD", vbd, "VDI");
     db.check("VDI", &vdi)?;
-    let busy = db.get("VDI", &vdi, "current_operations")?.as_map().iter().find(|(_, name)| {
-        !matches!(name.as_str(), "mirror" | "copy")
-    });
+    let busy = db
+        .get("VDI", &vdi, "current_operations")?
+        .as_map()
+        .iter()
+        .find(|(_, name)| !matches!(name.as_str(), "mirror" | "copy"));
     if let Some((task, name)) = busy {
         return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VDI", &vdi, name.as_str(), task]));
     }

@@ -137,16 +137,22 @@ async fn copy_on_write(call: &Call, snapshot: bool) -> Outcome {
 pub(super) fn take_copy(core: &Core, vdi: &str, snapshot: bool) -> Outcome<String> {
     let id = core.disk_id(vdi)?;
     let new_id = uuid::Uuid::new_v4();
-    let (info, message) = if snapshot {
-        core.storage.snapshot(id, new_id)?
-    } else {
-        (core.storage.clone_vdi(id, new_id)?, None)
-    };
+    let (info, message) =
+        if snapshot { core.storage.snapshot(id, new_id)? } else { (core.storage.clone_vdi(id, new_id)?, None) };
     let copy = {
         let mut db = core.db();
         let sr = db.text("VDI", vdi, "SR");
-        let copied = ["name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "on_boot",
-            "allow_caching", "tags"];
+        let copied = [
+            "name_label",
+            "name_description",
+            "type",
+            "sharable",
+            "other_config",
+            "xenstore_data",
+            "on_boot",
+            "allow_caching",
+            "tags",
+        ];
         let values: Vec<_> = copied.iter().map(|name| (*name, db.get("VDI", vdi, name).cloned())).collect();
         let copy = introduce(&mut db, &sr, &info);
         for (name, value) in values {

@@ -24,9 +24,10 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
 
 /// `LICENSE_RESTRICTION` where the pool's licence leaves the feature out.
 fn check_licence(db: &Database) -> Outcome<()> {
-    let restricted = db.refs("pool").iter().any(|pool| {
-        db.map_value("pool", pool, "restrictions", "restrict_cbt").is_some_and(|value| value == "true")
-    });
+    let restricted = db
+        .refs("pool")
+        .iter()
+        .any(|pool| db.map_value("pool", pool, "restrictions", "restrict_cbt").is_some_and(|value| value == "true"));
     if restricted { Err(Failure::new("LICENSE_RESTRICTION", ["CBT"])) } else { Ok(()) }
 }
 
@@ -46,7 +47,11 @@ async fn switch(call: &Call, on: bool) -> Outcome {
         return Ok(Value::void());
     }
     let id = core.disk_id(vdi)?;
-    if on { core.storage.enable_cbt(id, false)? } else { core.storage.disable_cbt(id, false)? }
+    if on {
+        core.storage.enable_cbt(id, false)?
+    } else {
+        core.storage.disable_cbt(id, false)?
+    }
     core.db().set("VDI", vdi, "cbt_enabled", on);
     Ok(Value::void())
 }

@@ -48,15 +48,23 @@ pub(crate) fn check(db: &Database, vdi: &str, operation: &str) -> Outcome<()> {
         return Err(Failure::new("SR_HAS_NO_PBDS", [sr]));
     }
     attachments(db, vdi, operation)?;
-    if let Some(feature) = feature_of(operation) {
-        if !sr::has_feature(db, &sr, feature) {
-            return Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr]));
-        }
+    if let Some(feature) = feature_of(operation)
+        && !sr::has_feature(db, &sr, feature)
+    {
+        return Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr]));
     }
     let kind = db.text("VDI", vdi, "type");
     let refused_for_metadata = matches!(
         operation,
-        "clone" | "copy" | "disable_cbt" | "enable_cbt" | "mirror" | "resize" | "resize_online" | "snapshot" | "set_on_boot"
+        "clone"
+            | "copy"
+            | "disable_cbt"
+            | "enable_cbt"
+            | "mirror"
+            | "resize"
+            | "resize_online"
+            | "snapshot"
+            | "set_on_boot"
     );
     if kind == "cbt_metadata" && refused_for_metadata {
         return Err(Failure::new("VDI_INCOMPATIBLE_TYPE", [vdi, METADATA]));
@@ -79,9 +87,7 @@ fn attachments(db: &Database, vdi: &str, operation: &str) -> Outcome<()> {
         _ if live => false,
         "copy" => active.iter().any(|vbd| db.text("VBD", vbd, "mode") == "RW"),
         // A checkpoint's devices stay attached.
-        "list_changed_blocks" => {
-            active.iter().any(|vbd| !db.flag("VM", &db.text("VBD", vbd, "VM"), "is_a_snapshot"))
-        }
+        "list_changed_blocks" => active.iter().any(|vbd| !db.flag("VM", &db.text("VBD", vbd, "VM"), "is_a_snapshot")),
         _ => !active.is_empty(),
     };
     if blocked {

@@ -10,7 +10,8 @@ pub(super) async fn copy(call: &Call) -> Outcome {
     let core = &call.core;
     let (source, sr, into) = (call.text(0), call.text(1), call.text(3));
     let _operation =
-        Operation::begin(call, &[("VDI", source, "copy")], |db: &Database| vdi_checks::check(db, source, "copy")).await?;
+        Operation::begin(call, &[("VDI", source, "copy")], |db: &Database| vdi_checks::check(db, source, "copy"))
+            .await?;
     if core.db().exists("VDI", into) {
         into_existing(core, source, into).await?;
         return Ok(into.into());
@@ -28,8 +29,16 @@ pub(super) async fn copy_to(core: &std::sync::Arc<Core>, source: &str, sr: &str)
     let work = tokio::task::spawn_blocking(move || storage.copy(id, sr_id, uuid::Uuid::new_v4()));
     let info = work.await.map_err(|_| Failure::internal("copy"))??;
     let mut db = core.db();
-    let copied = ["name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "tags",
-        "allow_caching"];
+    let copied = [
+        "name_label",
+        "name_description",
+        "type",
+        "sharable",
+        "other_config",
+        "xenstore_data",
+        "tags",
+        "allow_caching",
+    ];
     let values: Vec<_> = copied.iter().map(|name| (*name, db.get("VDI", source, name).cloned())).collect();
     let copy = vdi::introduce(&mut db, sr, &info);
     for (name, value) in values {

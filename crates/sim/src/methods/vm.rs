@@ -30,14 +30,11 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
             })
         }
         "update_allowed_operations" => core.db().check("VM", call.text(0)).map(|()| Value::void()),
-        "assert_operation_valid" => {
-            vm_checks::check(&core.db(), call.text(0), call.text(1)).map(|()| Value::void())
-        }
+        "assert_operation_valid" => vm_checks::check(&core.db(), call.text(0), call.text(1)).map(|()| Value::void()),
         "get_allowed_VBD_devices" => {
             let db = core.db();
-            db.check("VM", call.text(0)).map(|()| {
-                Value::texts(vbd::free_numbers(&db, call.text(0)).iter().map(ToString::to_string))
-            })
+            db.check("VM", call.text(0))
+                .map(|()| Value::texts(vbd::free_numbers(&db, call.text(0)).iter().map(ToString::to_string)))
         }
         "get_allowed_VIF_devices" => {
             let db = core.db();
@@ -70,7 +67,8 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
 
 async fn copy(call: &Call, way: Way, name: &str) -> Outcome {
     let vm = call.text(0);
-    let _operation = Operation::begin(call, &[("VM", vm, name)], |db: &Database| vm_checks::check(db, vm, name)).await?;
+    let _operation =
+        Operation::begin(call, &[("VM", vm, name)], |db: &Database| vm_checks::check(db, vm, name)).await?;
     copy_vm(call, vm, call.text(1), &way, &call.strings(2)).await.map(Value::Text)
 }
 

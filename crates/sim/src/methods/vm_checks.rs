@@ -5,11 +5,37 @@ use crate::rpc::{Failure, Outcome};
 
 /// Operations that `VM.allowed_operations` considers.
 const LISTED: &[&str] = &[
-    "snapshot", "clone", "copy", "create_template", "revert", "checkpoint", "provision", "start", "start_on", "pause",
-    "unpause", "clean_shutdown", "clean_reboot", "hard_shutdown", "power_state_reset", "hard_reboot", "suspend",
-    "resume", "resume_on", "pool_migrate", "migrate_send", "changing_dynamic_range", "changing_static_range",
-    "changing_shadow_memory", "changing_NVRAM", "changing_VCPUs_live", "make_into_template", "export",
-    "metadata_export", "destroy", "create_vtpm",
+    "snapshot",
+    "clone",
+    "copy",
+    "create_template",
+    "revert",
+    "checkpoint",
+    "provision",
+    "start",
+    "start_on",
+    "pause",
+    "unpause",
+    "clean_shutdown",
+    "clean_reboot",
+    "hard_shutdown",
+    "power_state_reset",
+    "hard_reboot",
+    "suspend",
+    "resume",
+    "resume_on",
+    "pool_migrate",
+    "migrate_send",
+    "changing_dynamic_range",
+    "changing_static_range",
+    "changing_shadow_memory",
+    "changing_NVRAM",
+    "changing_VCPUs_live",
+    "make_into_template",
+    "export",
+    "metadata_export",
+    "destroy",
+    "create_vtpm",
 ];
 
 /// Never listed though possible.
@@ -26,15 +52,29 @@ fn states(db: &Database, vm: &str, operation: &str) -> Vec<&'static str> {
         "changing_VCPUs" | "changing_static_range" | "changing_memory_limits" => {
             if db.flag("VM", vm, "is_control_domain") { vec!["halted", "running"] } else { vec!["halted"] }
         }
-        "changing_shadow_memory" | "changing_NVRAM" | "make_into_template" | "provision" | "start" | "start_on"
+        "changing_shadow_memory"
+        | "changing_NVRAM"
+        | "make_into_template"
+        | "provision"
+        | "start"
+        | "start_on"
         | "create_vtpm" => vec!["halted"],
         "unpause" => vec!["paused"],
         "resume" | "resume_on" => vec!["suspended"],
-        "clean_reboot" | "clean_shutdown" | "changing_VCPUs_live" | "pause" | "pool_migrate" | "suspend"
+        "clean_reboot"
+        | "clean_shutdown"
+        | "changing_VCPUs_live"
+        | "pause"
+        | "pool_migrate"
+        | "suspend"
         | "snapshot_with_quiesce" => vec!["running"],
         "changing_dynamic_range" => vec!["halted", "running"],
         "clone" | "copy" => {
-            if db.flag("VM", vm, "is_a_snapshot") { vec!["halted", "suspended"] } else { vec!["halted"] }
+            if db.flag("VM", vm, "is_a_snapshot") {
+                vec!["halted", "suspended"]
+            } else {
+                vec!["halted"]
+            }
         }
         "create_template" | "destroy" | "export" => vec!["halted", "suspended"],
         "hard_reboot" => vec!["paused", "running"],
@@ -46,9 +86,8 @@ fn states(db: &Database, vm: &str, operation: &str) -> Vec<&'static str> {
 
 /// Operations that may run beside each other.
 fn concurrent(operation: &str, current: &[String]) -> bool {
-    let together = |group: &[&str]| {
-        group.contains(&operation) && current.iter().all(|running| group.contains(&running.as_str()))
-    };
+    let together =
+        |group: &[&str]| group.contains(&operation) && current.iter().all(|running| group.contains(&running.as_str()));
     together(&["clone", "copy", "export"])
         || together(&["snapshot", "checkpoint"])
         || (operation == "hard_shutdown" && !current.iter().any(|running| running == "hard_shutdown"))
@@ -104,17 +143,29 @@ fn kinds(db: &Database, vm: &str, operation: &str) -> Outcome<()> {
     if template && !snapshot {
         let possible = matches!(
             operation,
-            "changing_dynamic_range" | "changing_static_range" | "changing_memory_limits" | "changing_shadow_memory"
-                | "changing_VCPUs" | "changing_NVRAM" | "clone" | "copy" | "export" | "metadata_export" | "provision"
+            "changing_dynamic_range"
+                | "changing_static_range"
+                | "changing_memory_limits"
+                | "changing_shadow_memory"
+                | "changing_VCPUs"
+                | "changing_NVRAM"
+                | "clone"
+                | "copy"
+                | "export"
+                | "metadata_export"
+                | "provision"
         );
         let default = db.flag("VM", vm, "is_default_template");
-        if !possible && !(matches!(operation, "destroy" | "migrate_send") && !default) {
+        let ours = matches!(operation, "destroy" | "migrate_send") && !default;
+        if !possible && !ours {
             return Err(Failure::new("VM_IS_TEMPLATE", [vm, operation]));
         }
     }
     if snapshot {
-        let possible =
-            matches!(operation, "revert" | "clone" | "copy" | "export" | "destroy" | "hard_shutdown" | "metadata_export");
+        let possible = matches!(
+            operation,
+            "revert" | "clone" | "copy" | "export" | "destroy" | "hard_shutdown" | "metadata_export"
+        );
         if !possible {
             return Err(Failure::new("VM_IS_SNAPSHOT", [vm, operation]));
         }
@@ -131,7 +182,11 @@ fn kinds(db: &Database, vm: &str, operation: &str) -> Outcome<()> {
         }
         let possible = matches!(
             operation,
-            "metadata_export" | "changing_dynamic_range" | "changing_memory_limits" | "changing_static_range" | "start"
+            "metadata_export"
+                | "changing_dynamic_range"
+                | "changing_memory_limits"
+                | "changing_static_range"
+                | "start"
                 | "start_on"
         );
         if !possible {
@@ -151,9 +206,21 @@ mod tests {
         let vm = db.create("VM", Vec::new());
         let mut found = allowed(&db, &vm);
         let mut real = vec![
-            "create_vtpm", "destroy", "metadata_export", "export", "make_into_template", "changing_NVRAM",
-            "changing_shadow_memory", "changing_static_range", "changing_dynamic_range", "migrate_send", "start_on",
-            "start", "copy", "clone", "snapshot",
+            "create_vtpm",
+            "destroy",
+            "metadata_export",
+            "export",
+            "make_into_template",
+            "changing_NVRAM",
+            "changing_shadow_memory",
+            "changing_static_range",
+            "changing_dynamic_range",
+            "migrate_send",
+            "start_on",
+            "start",
+            "copy",
+            "clone",
+            "snapshot",
         ];
         found.sort_unstable();
         real.sort_unstable();

@@ -114,14 +114,57 @@ fn finish(core: &Core, vm: &str, name: &str, snapshot: bool, made: &[(String, St
 
 /// Fields of a copy that begin anew.
 const FRESH: &[&str] = &[
-    "uuid", "allowed_operations", "current_operations", "blocked_operations", "name_label", "power_state", "is_a_template",
-    "is_default_template", "is_a_snapshot", "snapshot_of", "snapshots", "snapshot_time", "snapshot_info",
-    "snapshot_metadata", "transportable_snapshot_id", "parent", "children", "resident_on", "scheduled_to_be_resident_on",
-    "suspend_VDI", "other_config", "domid", "domarch", "metrics", "guest_metrics", "blobs", "ha_always_run", "VBDs",
-    "VIFs", "VUSBs", "VTPMs", "VGPUs", "consoles", "crash_dumps", "appliance", "start_delay", "shutdown_delay", "order",
-    "suspend_SR", "version", "generation_id", "requires_reboot", "groups", "attached_PCIs", "pending_guidances",
-    "pending_guidances_recommended", "pending_guidances_full", "protection_policy", "snapshot_schedule",
-    "is_snapshot_from_vmpp", "is_vmss_snapshot",
+    "uuid",
+    "allowed_operations",
+    "current_operations",
+    "blocked_operations",
+    "name_label",
+    "power_state",
+    "is_a_template",
+    "is_default_template",
+    "is_a_snapshot",
+    "snapshot_of",
+    "snapshots",
+    "snapshot_time",
+    "snapshot_info",
+    "snapshot_metadata",
+    "transportable_snapshot_id",
+    "parent",
+    "children",
+    "resident_on",
+    "scheduled_to_be_resident_on",
+    "suspend_VDI",
+    "other_config",
+    "domid",
+    "domarch",
+    "metrics",
+    "guest_metrics",
+    "blobs",
+    "ha_always_run",
+    "VBDs",
+    "VIFs",
+    "VUSBs",
+    "VTPMs",
+    "VGPUs",
+    "consoles",
+    "crash_dumps",
+    "appliance",
+    "start_delay",
+    "shutdown_delay",
+    "order",
+    "suspend_SR",
+    "version",
+    "generation_id",
+    "requires_reboot",
+    "groups",
+    "attached_PCIs",
+    "pending_guidances",
+    "pending_guidances_recommended",
+    "pending_guidances_full",
+    "protection_policy",
+    "snapshot_schedule",
+    "is_snapshot_from_vmpp",
+    "is_vmss_snapshot",
 ];
 
 fn copy_record(db: &mut Database, vm: &str, name: &str, snapshot: bool) -> Outcome<String> {
@@ -203,7 +246,10 @@ fn metadata(fields: &[(String, Value)], vm: &str) -> String {
     let quote = |text: &str| text.replace('\\', "\\\\").replace('\'', "\\'");
     let inner = |value: &Value| match value {
         Value::List(items) => {
-            format!("({})", items.iter().map(|item| format!("'{}'", quote(item.as_str()))).collect::<Vec<_>>().join(" "))
+            format!(
+                "({})",
+                items.iter().map(|item| format!("'{}'", quote(item.as_str()))).collect::<Vec<_>>().join(" ")
+            )
         }
         Value::Map(items) => {
             let pairs = items.iter().map(|(key, value)| format!("('{}' '{}')", quote(key), quote(value.as_str())));

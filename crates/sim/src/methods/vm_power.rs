@@ -165,10 +165,9 @@ async fn migrate(call: &Call) -> Outcome {
     let core = &call.core;
     let (vm, host) = (call.text(0), call.text(1));
     core.db().check("host", host)?;
-    let _operation = Operation::begin(call, &[("VM", vm, "pool_migrate")], |db: &Database| {
-        vm_checks::check(db, vm, "pool_migrate")
-    })
-    .await?;
+    let _operation =
+        Operation::begin(call, &[("VM", vm, "pool_migrate")], |db: &Database| vm_checks::check(db, vm, "pool_migrate"))
+            .await?;
     if !possible_hosts(&core.db(), vm).iter().any(|known| known == host) {
         let sr = core.db().refs("SR").first().cloned().unwrap_or_default();
         return Err(Failure::new("VM_REQUIRES_SR", [vm, &sr, host]));
@@ -211,7 +210,10 @@ pub(crate) fn crash_host(core: &Core, index: usize) -> Outcome<()> {
         .and_then(|text| text.trim_end_matches('.').parse().ok())
         .unwrap_or_default();
     // Later than before even when the clock has not moved on by a second.
-    let boot = format!("{:.0}.", before.max(f64::from(i32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(i32::MAX))) + 1.0);
+    let boot = format!(
+        "{:.0}.",
+        before.max(f64::from(i32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(i32::MAX))) + 1.0
+    );
     db.put("host", &node.reference, "other_config", "boot_time", boot.as_str());
     db.put("host", &node.reference, "other_config", "agent_start_time", boot.as_str());
     Ok(())

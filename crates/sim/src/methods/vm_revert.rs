@@ -8,10 +8,34 @@ use crate::rpc::{Failure, Outcome};
 
 /// Fields that a revert leaves as they are.
 const KEPT: &[&str] = &[
-    "uuid", "_ref", "suspend_VDI", "power_state", "parent", "current_operations", "allowed_operations", "metrics",
-    "guest_metrics", "resident_on", "domid", "protection_policy", "snapshot_schedule", "scheduled_to_be_resident_on",
-    "snapshots", "tags", "affinity", "groups", "consoles", "VBDs", "VIFs", "VGPUs", "VUSBs", "VTPMs", "attached_PCIs",
-    "is_snapshot_from_vmpp", "children", "crash_dumps",
+    "uuid",
+    "_ref",
+    "suspend_VDI",
+    "power_state",
+    "parent",
+    "current_operations",
+    "allowed_operations",
+    "metrics",
+    "guest_metrics",
+    "resident_on",
+    "domid",
+    "protection_policy",
+    "snapshot_schedule",
+    "scheduled_to_be_resident_on",
+    "snapshots",
+    "tags",
+    "affinity",
+    "groups",
+    "consoles",
+    "VBDs",
+    "VIFs",
+    "VGPUs",
+    "VUSBs",
+    "VTPMs",
+    "attached_PCIs",
+    "is_snapshot_from_vmpp",
+    "children",
+    "crash_dumps",
 ];
 
 pub(super) async fn revert(call: &Call) -> Outcome {

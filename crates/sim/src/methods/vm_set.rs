@@ -55,7 +55,9 @@ pub(super) fn call(call: &Call, simple: &str) -> Option<Outcome> {
             let kind = if call.text(1).is_empty() { "pv" } else { "hvm" };
             db.set("VM", vm, "domain_type", kind);
         }),
-        "set_domain_type" => vm_checks::check(&db, vm, "start").and_then(|()| plain(&mut db, vm, "domain_type", call.value(1))),
+        "set_domain_type" => {
+            vm_checks::check(&db, vm, "start").and_then(|()| plain(&mut db, vm, "domain_type", call.value(1)))
+        }
         "set_has_vendor_device" => {
             vm_checks::check(&db, vm, "start").and_then(|()| plain(&mut db, vm, "has_vendor_device", call.value(1)))
         }
@@ -121,12 +123,8 @@ fn limits_for(db: &mut Database, vm: &str, operation: &str, values: [i64; 4]) ->
 fn one_limit(db: &mut Database, vm: &str, method: &str, value: i64) -> Outcome<()> {
     let field = method.trim_start_matches("set_");
     let get = |name: &str| if name == field { value } else { db.int("VM", vm, name) };
-    let values = [
-        get("memory_static_min"),
-        get("memory_dynamic_min"),
-        get("memory_dynamic_max"),
-        get("memory_static_max"),
-    ];
+    let values =
+        [get("memory_static_min"), get("memory_dynamic_min"), get("memory_dynamic_max"), get("memory_static_max")];
     let operation = if field.contains("static") { "changing_static_range" } else { "changing_dynamic_range" };
     limits_for(db, vm, operation, values)
 }
@@ -152,10 +150,21 @@ fn vcpus(db: &mut Database, vm: &str, method: &str, value: i64) -> Outcome<()> {
 
 /// The keys that a client may set, with the values that others get.
 const BIOS_KEYS: &[(&str, &str)] = &[
-    ("bios-vendor", "Xen"), ("bios-version", ""), ("system-manufacturer", "Xen"), ("system-product-name", "HVM domU"),
-    ("system-version", ""), ("system-serial-number", ""), ("baseboard-manufacturer", ""), ("baseboard-product-name", ""),
-    ("baseboard-version", ""), ("baseboard-serial-number", ""), ("baseboard-asset-tag", ""),
-    ("baseboard-location-in-chassis", ""), ("enclosure-asset-tag", ""), ("hp-rombios", ""), ("oem-1", "Xen"),
+    ("bios-vendor", "Xen"),
+    ("bios-version", ""),
+    ("system-manufacturer", "Xen"),
+    ("system-product-name", "HVM domU"),
+    ("system-version", ""),
+    ("system-serial-number", ""),
+    ("baseboard-manufacturer", ""),
+    ("baseboard-product-name", ""),
+    ("baseboard-version", ""),
+    ("baseboard-serial-number", ""),
+    ("baseboard-asset-tag", ""),
+    ("baseboard-location-in-chassis", ""),
+    ("enclosure-asset-tag", ""),
+    ("hp-rombios", ""),
+    ("oem-1", "Xen"),
     ("oem-2", "MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d"),
 ];
 

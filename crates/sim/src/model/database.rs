@@ -100,10 +100,10 @@ impl Database {
                 links.push((field.to_owned(), value));
             }
         }
-        if let Some(slot) = class.position("uuid").and_then(|position| values.get_mut(position)) {
-            if slot.as_str().is_empty() {
-                *slot = new_uuid().into();
-            }
+        if let Some(slot) = class.position("uuid").and_then(|position| values.get_mut(position))
+            && slot.as_str().is_empty()
+        {
+            *slot = new_uuid().into();
         }
         self.generation += 1;
         let row = Row { values, created: self.generation, modified: self.generation };
@@ -160,9 +160,7 @@ impl Database {
         let matches = |row: &Row| row.values.get(position).is_some_and(|found| found.as_str() == value);
         self.tables
             .get(name)
-            .map(|table| {
-                table.iter().filter(|(_, row)| matches(row)).map(|(reference, _)| reference.clone()).collect()
-            })
+            .map(|table| table.iter().filter(|(_, row)| matches(row)).map(|(reference, _)| reference.clone()).collect())
             .unwrap_or_default()
     }
 
@@ -283,8 +281,7 @@ impl Database {
 
     /// Keeps the many end of a relation equal to the single end.
     fn link(&mut self, name: &str, reference: &str, field: &str, old: &str, new: &str) {
-        let Some(&(.., many, set)) = RELATIONS.iter().find(|relation| relation.0 == name && relation.1 == field)
-        else {
+        let Some(&(.., many, set)) = RELATIONS.iter().find(|relation| relation.0 == name && relation.1 == field) else {
             return;
         };
         for (target, add) in [(old, false), (new, true)] {

@@ -85,11 +85,8 @@ pub(crate) fn schema() -> &'static HashMap<String, Class> {
 }
 
 fn read_class(class: FileClass) -> Class {
-    let fields: Vec<Field> = class
-        .fields
-        .into_iter()
-        .map(|(name, kind, access)| Field { name, kind: Type::parse(&kind), access })
-        .collect();
+    let fields: Vec<Field> =
+        class.fields.into_iter().map(|(name, kind, access)| Field { name, kind: Type::parse(&kind), access }).collect();
     let index = fields.iter().enumerate().map(|(position, field)| (field.name.clone(), position)).collect();
     let mut methods = HashMap::new();
     for (name, params, _, without_session) in class.messages {

@@ -14,10 +14,25 @@ use crate::{NbdAccess, SimError, SimOptions};
 
 /// Restrictions that a free licence knows.
 const RESTRICTIONS: &[&str] = &[
-    "restrict_vlan", "restrict_qos", "restrict_pool_attached_storage", "restrict_pooling", "restrict_rbac",
-    "restrict_checkpoint", "restrict_vmss", "restrict_gpu", "restrict_dr", "restrict_storage_xen_motion",
-    "restrict_xen_motion", "restrict_live_patching", "restrict_cbt", "restrict_usb_passthrough",
-    "restrict_network_sriov", "restrict_corosync", "restrict_zstd_export", "restrict_vtpm", "restrict_vm_groups",
+    "restrict_vlan",
+    "restrict_qos",
+    "restrict_pool_attached_storage",
+    "restrict_pooling",
+    "restrict_rbac",
+    "restrict_checkpoint",
+    "restrict_vmss",
+    "restrict_gpu",
+    "restrict_dr",
+    "restrict_storage_xen_motion",
+    "restrict_xen_motion",
+    "restrict_live_patching",
+    "restrict_cbt",
+    "restrict_usb_passthrough",
+    "restrict_network_sriov",
+    "restrict_corosync",
+    "restrict_zstd_export",
+    "restrict_vtpm",
+    "restrict_vm_groups",
 ];
 
 /// A colon between every two digits, as the data model writes fingerprints.
@@ -132,10 +147,7 @@ fn host(
             ("software_version", software(version, &name)),
             (
                 "other_config",
-                Value::map([
-                    ("agent_start_time", format!("{}.", booted + 60)),
-                    ("boot_time", format!("{booted}.")),
-                ]),
+                Value::map([("agent_start_time", format!("{}.", booted + 60)), ("boot_time", format!("{booted}."))]),
             ),
             ("capabilities", Value::texts(["xen-3.0-x86_64", "hvm-3.0-x86_64"])),
             ("sched_policy", "credit".into()),
@@ -304,7 +316,12 @@ pub(super) fn discs(db: &mut Database, nodes: &[HostNode]) -> String {
     driver(db, "iso", vec!["SR_PROBE", "VDI_ATTACH", "VDI_DETACH"]);
     let sr = db.create(
         "SR",
-        vec![("name_label", "discs".into()), ("type", "iso".into()), ("content_type", "iso".into()), ("shared", true.into())],
+        vec![
+            ("name_label", "discs".into()),
+            ("type", "iso".into()),
+            ("content_type", "iso".into()),
+            ("shared", true.into()),
+        ],
     );
     connect(db, nodes, &sr, None);
     let uuid = new_uuid();

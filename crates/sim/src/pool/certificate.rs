@@ -39,7 +39,7 @@ pub(super) fn make(index: usize, name: &str, address: Ipv4Addr) -> Result<Identi
     let der = key_of(index)?;
     let pkcs8 = PrivatePkcs8KeyDer::from(der.clone());
     let key = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &rcgen::PKCS_RSA_SHA256).map_err(failure)?;
-    let with_names = index % 2 == 0;
+    let with_names = index.is_multiple_of(2);
     let dns = format!("{name}.pool.invalid");
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

@@ -19,7 +19,9 @@ impl NbdBackend for Backend {
     fn purposes(&self) -> BoxFuture<'_, Purposes> {
         let db = self.core.db();
         let has = |purpose: &str| {
-            db.refs("network").iter().any(|network| db.set_of("network", network, "purpose").iter().any(|known| known == purpose))
+            db.refs("network")
+                .iter()
+                .any(|network| db.set_of("network", network, "purpose").iter().any(|known| known == purpose))
         };
         let purposes = Purposes { nbd: has("nbd"), insecure_nbd: has("insecure_nbd") };
         std::future::ready(purposes).boxed()
@@ -29,7 +31,8 @@ impl NbdBackend for Backend {
         let core = Arc::clone(&self.core);
         async move {
             crate::methods::session::check(&core, &request.session).map_err(|failure| Refusal(failure.code))?;
-            let index = core.hosts.iter().position(|node| node.uuid == host).ok_or_else(|| Refusal("host".to_owned()))?;
+            let index =
+                core.hosts.iter().position(|node| node.uuid == host).ok_or_else(|| Refusal("host".to_owned()))?;
             let vdi = core.db().by_uuid("VDI", &request.vdi_uuid).map_err(|failure| Refusal(failure.text()))?;
             let refusal = |failure: crate::rpc::Failure| Refusal(failure.text());
             let vbd = plug_in_control_domain(&core, index, &vdi, false).await.map_err(refusal)?;

@@ -35,9 +35,7 @@ pub(super) async fn start(options: SimOptions) -> Result<SimPool, SimError> {
     let listener = std::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let listener = listener.map_err(SimError::io("listen for its control interface"))?;
     let control = listener.local_addr().map_err(SimError::io("listen for its control interface"))?;
-    let pool = SimPool {
-        inner: Arc::new(Inner { core: Arc::clone(&core), nbd: Mutex::new(nbd), control, srs, vms }),
-    };
+    let pool = SimPool { inner: Arc::new(Inner { core: Arc::clone(&core), nbd: Mutex::new(nbd), control, srs, vms }) };
     control::serve(&pool, &core, listener)?;
     for index in running {
         if let Some(vm) = pool.vms().get(index) {
@@ -46,7 +44,8 @@ pub(super) async fn start(options: SimOptions) -> Result<SimPool, SimError> {
     }
     let baseline = {
         let db = core.db();
-        let of = |class: &str| db.refs(class).into_iter().map(|reference| (class.to_owned(), reference)).collect::<Vec<_>>();
+        let of =
+            |class: &str| db.refs(class).into_iter().map(|reference| (class.to_owned(), reference)).collect::<Vec<_>>();
         ["VM", "VDI", "VBD", "VIF", "task", "session"].into_iter().flat_map(of).collect::<HashSet<_>>()
     };
     // Set once: the pool starts once.

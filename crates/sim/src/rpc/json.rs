@@ -110,13 +110,26 @@ mod tests {
     use super::*;
     use crate::rpc::Failure;
 
+    proptest::proptest! {
+        #[test]
+        fn no_body_panics(body in ".{0,300}") {
+            let _ = read_json_call(&body);
+        }
+    }
+
     #[test]
     fn the_id_comes_back_as_it_went() {
         let call = read_json_call(r#"{"jsonrpc":"2.0","method":"a","params":[],"id":9007199254740993}"#).unwrap();
-        assert_eq!(json_answer(&call, &Ok(Value::Float(1.0))), r#"{"jsonrpc":"2.0","result":1.0,"id":9007199254740993}"#);
+        assert_eq!(
+            json_answer(&call, &Ok(Value::Float(1.0))),
+            r#"{"jsonrpc":"2.0","result":1.0,"id":9007199254740993}"#
+        );
         let call = read_json_call(r#"{"method":"a","params":[],"id":"abc"}"#).unwrap();
         let failure = Err(Failure::new("SESSION_INVALID", ["OpaqueRef:x"]));
-        assert_eq!(json_answer(&call, &failure), r#"{"result":null,"error":["SESSION_INVALID","OpaqueRef:x"],"id":"abc"}"#);
+        assert_eq!(
+            json_answer(&call, &failure),
+            r#"{"result":null,"error":["SESSION_INVALID","OpaqueRef:x"],"id":"abc"}"#
+        );
     }
 
     #[test]

@@ -1,5 +1,13 @@
 //! A client of a few lines over plain sockets, so that tests see every byte of an answer.
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    dead_code,
+    reason = "helpers of tests, of which each test uses its part"
+)]
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
