@@ -29,7 +29,8 @@ assert record["memory_static_max"] == str(512 << 20), record["memory_static_max"
 assert record["is_a_template"] is False
 snapshot = ok(proxy.VM.snapshot(session, vm, "by python"))
 assert ok(proxy.VM.get_is_a_snapshot(session, snapshot)) is True
-batch = ok(proxy.event["from"](session, ["vm"], "", 1.0)) if hasattr(proxy.event, "__getitem__") else None
+batch = ok(getattr(proxy.event, "from")(session, ["vm"], "", 1.0))
+assert batch["valid_ref_counts"]["vm"] >= 2, batch
 task = ok(getattr(proxy, "Async").VM.destroy(session, snapshot))
 while ok(proxy.task.get_status(session, task)) == "pending":
     pass

@@ -116,12 +116,14 @@ fn json_of(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or(Value::Null)
 }
 
+/// An open element: name, text, and its children's values by their names.
+type Open = (String, String, Vec<(String, Value)>);
+
 /// XML-RPC as JSON: structs as objects, untyped as text, `i4` marked.
 fn xml_of(text: &str) -> Value {
     use quick_xml::events::Event;
     let mut reader = quick_xml::Reader::from_str(text);
-    // Name, text, children's values by name.
-    let mut stack: Vec<(String, String, Vec<(String, Value)>)> = vec![(String::new(), String::new(), Vec::new())];
+    let mut stack: Vec<Open> = vec![(String::new(), String::new(), Vec::new())];
     loop {
         match reader.read_event() {
             Ok(Event::Start(start)) => stack.push((start.name().as_ref().to_owned(), String::new(), Vec::new())),
