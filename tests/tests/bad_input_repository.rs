@@ -87,8 +87,8 @@ fn a_repository_of_a_newer_format() {
 /// The same object as a later release would write it: only magic and version can be relied on.
 fn newer(object: &[u8]) -> Vec<u8> {
     let mut object = object.to_vec();
-    // docs/repository-format.md: four bytes of magic, then the version as a little-endian u16.
-    object[4..6].copy_from_slice(&0x7fff_u16.to_le_bytes());
+    // docs/repository-format.md: eight bytes of magic, then the version as a little-endian u16.
+    object[8..10].copy_from_slice(&0x7fff_u16.to_le_bytes());
     object
 }
 
