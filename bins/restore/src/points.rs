@@ -1,50 +1,33 @@
 //! Finds the point that an operator means: by its id or by enough of its beginning.
 
-use xenvault_store::{PointFilter, PointId, PointSummary, Repository, StoreError};
-
-/// Why there is no single point.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ChooseError {
-    /// None begins so.
-    #[error("no restore point of this repository begins with {text:?}: `xenvault-restore points` lists them")]
-    Unknown {
-        /// As given.
-        text: String,
-    },
-    /// Several begin so.
-    #[error("{count} restore points begin with {text:?}: give more of the id")]
-    Ambiguous {
-        /// As given.
-        text: String,
-        /// How many.
-        count: usize,
-    },
-    /// The points can not be listed.
-    #[error("the restore points can not be listed")]
-    List(#[source] StoreError),
-}
+use crate::Failure;
+use crate::shell::exit::{Exit, Refusal};
+use xenvault_store::{PointFilter, PointId, PointSummary, Repository};
 
 /// The point whose id begins with `text`.
 ///
 /// # Errors
-/// [`ChooseError`].
-pub async fn choose(repository: &Repository, text: &str) -> Result<PointId, ChooseError> {
+/// [`Refusal`] if there is none or more than one; [`StoreError`](xenvault_store::StoreError) if the points can not be
+/// listed.
+pub async fn choose(repository: &Repository, text: &str) -> Result<PointId, Failure> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }
-    let listing = repository.points(&PointFilter::default()).await.map_err(ChooseError::List)?;
-    pick(listing.points.iter().map(|point| point.id), text)
+    let listing = repository.points(&PointFilter::default()).await?;
+    Ok(pick(listing.points.iter().map(|point| point.id), text)?)
 }
 
-fn pick(ids: impl Iterator<Item = PointId>, text: &str) -> Result<PointId, ChooseError> {
+fn pick(ids: impl Iterator<Item = PointId>, text: &str) -> Result<PointId, Refusal> {
     let wanted = text.to_ascii_lowercase();
     let mut fitting = ids.filter(|id| !wanted.is_empty() && id.to_string().starts_with(&wanted));
-    match (fitting.next(), fitting.count()) {
-        (Some(id), 0) => Ok(id),
-        (Some(_), more) => Err(ChooseError::Ambiguous { text: text.to_owned(), count: more + 1 }),
-        (None, _) => Err(ChooseError::Unknown { text: text.to_owned() }),
-    }
+    let text = match (fitting.next(), fitting.count()) {
+        (Some(id), 0) => return Ok(id),
+        (Some(_), more) => format!("{} restore points begin with {text:?}: give more of the id", more + 1),
+        (None, _) => {
+            format!("no restore point of this repository begins with {text:?}: `xenvault-restore points` lists them")
+        }
+    };
+    Err(Refusal { exit: Exit::NotFound, text })
 }
 
 /// Whether a point is of the VM with this UUID or name.
@@ -61,10 +44,10 @@ mod tests {
         let ids: Vec<PointId> = (0..50).map(|_| PointId::random()).collect();
         let first = ids.first().unwrap().to_string();
         assert_eq!(pick(ids.iter().copied(), &first.to_uppercase()).unwrap().to_string(), first);
-        assert!(matches!(pick(ids.iter().copied(), ""), Err(ChooseError::Unknown { .. })));
+        assert!(pick(ids.iter().copied(), "").unwrap_err().text.starts_with("no restore point"));
         let crowded = (0..16)
             .map(|digit| format!("{digit:x}"))
             .find(|digit| ids.iter().filter(|id| id.to_string().starts_with(digit)).count() > 1);
-        assert!(matches!(pick(ids.iter().copied(), &crowded.unwrap()), Err(ChooseError::Ambiguous { .. })));
+        assert!(pick(ids.iter().copied(), &crowded.unwrap()).unwrap_err().text.contains("give more"));
     }
 }

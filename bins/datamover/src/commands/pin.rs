@@ -1,13 +1,16 @@
 //! `pin`: shows what a pool presents, so that a person can confirm it.
 
 use crate::Outcome;
-use crate::shell::exit::Exit;
+use crate::shell::exit::{Exit, Refusal};
 use crate::shell::output::Format;
 use serde_json::json;
 
 pub async fn run(url: &str, format: Format) -> Outcome {
     let shown = xenvault_xenapi::fetch_certificates(url).await?;
-    let certificate = shown.chain.first().ok_or_else(|| format!("{url} shows no certificate"))?;
+    let certificate = shown
+        .chain
+        .first()
+        .ok_or_else(|| Refusal { exit: Exit::Trust, text: format!("{url} shows no certificate") })?;
     let fingerprint = certificate.fingerprint;
     let text = format!(
         "{url} shows a certificate with the SHA-256 fingerprint\n    {fingerprint}\n\

@@ -108,19 +108,22 @@ impl Exit {
     }
 
     fn of_one(error: &(dyn Error + 'static)) -> Option<Self> {
-        if error.is::<SecretError>() {
+        if is::<SecretError>(error).is_some() {
             return Some(Self::Usage);
         }
-        if let Some(failure) = error.downcast_ref::<PoolFailure>() {
+        if let Some(refusal) = is::<Refusal>(error) {
+            return Some(refusal.exit);
+        }
+        if let Some(failure) = is::<PoolFailure>(error) {
             return failure.exit();
         }
-        if let Some(error) = error.downcast_ref::<EngineError>() {
+        if let Some(error) = is::<EngineError>(error) {
             return Self::of_engine(error);
         }
-        if let Some(error) = error.downcast_ref::<StoreError>() {
+        if let Some(error) = is::<StoreError>(error) {
             return Some(Self::of_store(error));
         }
-        error.downcast_ref::<XenApiError>().map(Self::of_xenapi)
+        is::<XenApiError>(error).map(Self::of_xenapi)
     }
 
     /// `None` where the cause tells more.
@@ -168,6 +171,21 @@ impl Exit {
     }
 }
 
+/// The error as a `T`, also where it is boxed inside its outer error.
+fn is<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    error.downcast_ref::<T>().or_else(|| error.downcast_ref::<Box<T>>().map(AsRef::as_ref))
+}
+
+/// What a program itself refuses, with the code that it stands for.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// How the program ends.
+    pub exit: Exit,
+    /// What is wrong and what to do.
+    pub text: String,
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
@@ -199,7 +217,8 @@ mod tests {
 
     #[test]
     fn the_cause_decides_where_the_outer_error_says_little() {
-        let error = EngineError::Repository { action: "read".to_owned(), source: Box::new(StoreError::WrongPassphrase) };
+        let error =
+            EngineError::Repository { action: "read".to_owned(), source: Box::new(StoreError::WrongPassphrase) };
         assert_eq!(Exit::of(&error), Exit::Passphrase);
         assert_eq!(
             Exit::of(&StoreError::NewerFormat { object: "config".to_owned(), found: 9, supported: 1 }),
