@@ -17,14 +17,11 @@ use xenvault_store_format::{
 };
 
 use crate::counters::{add, add_time};
+use crate::leaf::OpenLeaf;
 use crate::map::MapReader;
 use crate::packs::Sink;
 use crate::tree::TreeBuilder;
 use crate::{DiskReader, StoreError};
-
-const BLOCK: u64 = BLOCK_BYTES as u64;
-/// Bytes that are cut in one piece of work.
-const PIECE_BYTES: u64 = 1024 * 1024;
 
 /// How a disk is written.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +61,10 @@ pub struct DiskResult {
     pub stats: DiskStats,
 }
 
+const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Bytes that are cut in one piece of work.
+const PIECE_BYTES: u64 = 1024 * 1024;
+
 /// Writes one disk in ascending order. Several disks of one [`crate::Writer`] may be written at the same time.
 #[derive(Debug)]
 pub struct DiskWriter {
@@ -82,42 +83,6 @@ pub struct DiskWriter {
     /// First byte that may still be handed in.
     next_byte: u64,
     stats: DiskStats,
-}
-
-/// The leaf that `position` lies in, as far as it is decided.
-#[derive(Debug)]
-struct OpenLeaf {
-    number: u64,
-    base: Option<Arc<LeafPage>>,
-    decided: LeafPage,
-}
-
-impl OpenLeaf {
-    fn first_block(&self) -> u64 {
-        self.number * LEAF_BLOCKS
-    }
-
-    /// The run of the base that holds the block, with the run's first block on the disk.
-    fn base_run(&self, block: u64) -> (u64, LeafEntry) {
-        let wanted = block - self.first_block();
-        let runs = self.base.iter().flat_map(|page| page.placed());
-        let mut covered = 0;
-        for (at, entry) in runs {
-            covered = at + u64::from(entry.blocks);
-            if covered > wanted {
-                return (self.first_block() + at, entry);
-            }
-        }
-        let rest = u16::try_from(LEAF_BLOCKS - covered).unwrap_or(u16::MAX);
-        (self.first_block() + covered, LeafEntry { blocks: rest, chunk: None })
-    }
-
-    /// Takes the next chunk over; what lies between it and the one before is zero.
-    fn decide(&mut self, block: u64, id: ChunkId, blocks: u64) -> Result<(), StoreError> {
-        let hole = (block - self.first_block()).saturating_sub(self.decided.covered_blocks());
-        let placed = self.decided.push_hole(hole).and_then(|()| self.decided.push_chunk(id, blocks));
-        placed.map_err(|error| StoreError::format("map page in the making", error))
-    }
 }
 
 /// A block of which only a part was handed in so far. The rest is the base's.

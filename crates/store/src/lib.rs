@@ -21,6 +21,7 @@ mod counters;
 mod disk;
 mod error;
 mod index;
+mod leaf;
 mod map;
 mod names;
 mod packs;
