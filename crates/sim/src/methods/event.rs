@@ -7,7 +7,7 @@ use super::{Call, fields, session};
 use crate::model::{Database, Value, schema};
 use crate::rpc::{Failure, Outcome};
 
-/// Longest wait for events, as in xapi.
+/// How long `event.next` waits before it looks again.
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Classes that xapi counts in `valid_ref_counts` beside those that are simulated.
@@ -129,7 +129,7 @@ async fn from(call: &Call) -> Outcome {
     let classes = call.strings(0);
     let since = read_token(call.text(1))?;
     let wait = Duration::try_from_secs_f64(call.params.get(2).map_or(0.0, Value::as_float)).unwrap_or_default();
-    let deadline = tokio::time::Instant::now() + wait.min(LONGEST.max(wait.min(Duration::from_secs(3600))));
+    let deadline = tokio::time::Instant::now() + wait.min(Duration::from_secs(3600));
     loop {
         let mut changes = call.core.changes();
         session::check(&call.core, &call.session)?;

@@ -7,7 +7,7 @@ use crate::core::Core;
 use crate::model::{Value, now};
 use crate::rpc::{Failure, Outcome};
 
-/// `SESSION_INVALID` unless the session is there; notes that it was used.
+/// `SESSION_INVALID` unless the session is there.
 pub(crate) fn check(core: &Core, session: &str) -> Outcome<()> {
     if core.db().exists("session", session) {
         return Ok(());

@@ -17,6 +17,7 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
                 Value::void()
             })
         }
+        "configure_ipv4" | "configure_ipv6" => configure(call, simple.trim_start_matches("configure_")),
         "set_locking_mode" | "set_ipv4_allowed" | "set_ipv6_allowed" => {
             let mut db = call.core.db();
             db.check("VIF", call.text(0)).map(|()| {
@@ -39,6 +40,21 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
         }
         _ => return None,
     })
+}
+
+/// A static address, or none: `ipv4` or `ipv6`.
+fn configure(call: &Call, family: &str) -> Outcome {
+    let mut db = call.core.db();
+    let (vif, mode, address, gateway) = (call.text(0), call.text(1), call.text(2), call.text(3));
+    db.check("VIF", vif)?;
+    if mode == "Static" && address.is_empty() {
+        return Err(Failure::new("INVALID_CIDR_ADDRESS_SPECIFIED", ["address"]));
+    }
+    let addresses = if mode == "Static" { vec![address] } else { Vec::new() };
+    db.set("VIF", vif, &format!("{family}_configuration_mode"), mode);
+    db.set("VIF", vif, &format!("{family}_addresses"), Value::texts(addresses));
+    db.set("VIF", vif, &format!("{family}_gateway"), gateway);
+    Ok(Value::void())
 }
 
 fn create(call: &Call) -> Outcome {

@@ -37,16 +37,24 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
     })
 }
 
+/// SRs of a VM's disks.
+fn srs_of(db: &Database, vm: &str) -> Vec<String> {
+    let vbds = db.set_of("VM", vm, "VBDs");
+    let full = vbds.iter().filter(|vbd| !db.flag("VBD", vbd, "empty"));
+    full.map(|vbd| db.text("VDI", &db.text("VBD", vbd, "VDI"), "SR")).collect()
+}
+
 /// Hosts that see all SRs of a VM's disks.
 pub(super) fn possible_hosts(db: &Database, vm: &str) -> Vec<String> {
-    let srs: Vec<String> = db
-        .set_of("VM", vm, "VBDs")
-        .iter()
-        .filter(|vbd| !db.flag("VBD", vbd, "empty"))
-        .map(|vbd| db.text("VDI", &db.text("VBD", vbd, "VDI"), "SR"))
-        .collect();
+    let srs = srs_of(db, vm);
     let sees_all = |host: &String| srs.iter().all(|sr| sr::hosts(db, sr).contains(host));
     db.refs("host").into_iter().filter(sees_all).collect()
+}
+
+/// The first SR that a host would need for a VM and does not see.
+fn unseen_sr(db: &Database, vm: &str, host: &str) -> String {
+    let unseen = |sr: &String| !sr::hosts(db, sr).iter().any(|known| known == host);
+    srs_of(db, vm).into_iter().find(unseen).unwrap_or_default()
 }
 
 async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -> Outcome {
@@ -61,7 +69,7 @@ async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -
     let host = match host {
         Some(host) if possible.iter().any(|known| known == host) => host.to_owned(),
         Some(host) => {
-            let sr = core.db().refs("SR").first().cloned().unwrap_or_default();
+            let sr = unseen_sr(&core.db(), vm, host);
             return Err(Failure::new("VM_REQUIRES_SR", [vm.to_owned(), sr, host.to_owned()]));
         }
         None => {
@@ -169,7 +177,7 @@ async fn migrate(call: &Call) -> Outcome {
         Operation::begin(call, &[("VM", vm, "pool_migrate")], |db: &Database| vm_checks::check(db, vm, "pool_migrate"))
             .await?;
     if !possible_hosts(&core.db(), vm).iter().any(|known| known == host) {
-        let sr = core.db().refs("SR").first().cloned().unwrap_or_default();
+        let sr = unseen_sr(&core.db(), vm, host);
         return Err(Failure::new("VM_REQUIRES_SR", [vm, &sr, host]));
     }
     let vbds = core.db().set_of("VM", vm, "VBDs");

@@ -278,13 +278,24 @@ impl SimPool {
     }
 
     /// A host crashes and is back at once with a later boot time: its VMs are halted without a clean shutdown, its
-    /// disks' CBT logs stay marked as inconsistent, its HTTP connections break and its control domain's VBDs go.
+    /// disks' CBT logs stay marked as inconsistent, its connections break and its control domain's VBDs go.
     ///
     /// # Errors
     /// [`SimError::Unknown`].
     pub async fn crash_host(&self, host: usize) -> Result<(), SimError> {
         self.host_ref(host)?;
-        Ok(methods::crash_host(&self.inner.core, host)?)
+        // The NBD server dies with its host: connections break, and it is back on the same port.
+        let died = {
+            let mut servers = self.inner.nbd.lock().unwrap_or_else(PoisonError::into_inner);
+            (host < servers.len()).then(|| servers.remove(host))
+        };
+        drop(died);
+        methods::crash_host(&self.inner.core, host)?;
+        let server = start::nbd_server(&self.inner.core, host)?;
+        let mut servers = self.inner.nbd.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = host.min(servers.len());
+        servers.insert(place, server);
+        Ok(())
     }
 
     /// Sets the purpose of the first network.

@@ -60,21 +60,30 @@ fn listen(core: &Arc<Core>) -> Result<Vec<NbdServer>, SimError> {
     let mut servers = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
         http::serve(core, index, listener)?;
-        let node = core.host_at(index)?;
-        let server = NbdServer::start(NbdOptions {
+        servers.push(nbd_server(core, index)?);
+    }
+    Ok(servers)
+}
+
+/// Starts a host's NBD server, on the port that it had before if it had one.
+pub(super) fn nbd_server(core: &Arc<Core>, index: usize) -> Result<NbdServer, SimError> {
+    let node = core.host_at(index)?;
+    let start = |port: u16| {
+        NbdServer::start(NbdOptions {
             host: node.uuid,
-            listen: SocketAddr::from((node.address, 0)),
+            listen: SocketAddr::from((node.address, port)),
             certificates: vec![node.certificate.clone()],
             key: node.key.clone_key(),
             backend: Arc::new(Backend { core: Arc::clone(core) }),
             counters: core.nbd_counters.clone(),
             faults: core.nbd_faults.clone(),
-        });
-        let server = server.map_err(SimError::io("start an NBD server"))?;
-        node.nbd_port.store(server.address().port(), Ordering::Relaxed);
-        servers.push(server);
-    }
-    Ok(servers)
+        })
+    };
+    // Another process may have taken the port meanwhile.
+    let server = start(node.nbd_port()).or_else(|_| start(0));
+    let server = server.map_err(SimError::io("start an NBD server"))?;
+    node.nbd_port.store(server.address().port(), Ordering::Relaxed);
+    Ok(server)
 }
 
 fn build_all(options: SimOptions) -> Result<Built, SimError> {
