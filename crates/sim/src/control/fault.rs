@@ -39,7 +39,8 @@ impl Fault {
 /// What a fault does.
 #[derive(Clone, Debug)]
 pub enum FaultEffect {
-    /// The call fails with this code and parameters and has no effect. In an `Async.` form the task fails.
+    /// The call fails with this code and parameters and has no effect. In an `Async.` form the task fails; a transfer
+    /// fails after its `200`, with a second response in the body.
     Error {
         /// XenAPI error code.
         code: String,

@@ -66,7 +66,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
             }
             let read = self.stream.read_buf(&mut self.buffer).await.map_err(|_| NoRequest::End)?;
             if read == 0 {
-                return Err(if self.buffer.is_empty() { NoRequest::End } else { NoRequest::Malformed });
+                return Err(NoRequest::End);
             }
         };
         if end > HEADER_LIMIT {

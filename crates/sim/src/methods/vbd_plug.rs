@@ -101,20 +101,19 @@ fn check_disk(db: &Database, vbd: &str, operation: &str, sharing: bool) -> Outco
 }
 
 /// How the storage sees a device; `None` for discs that are no disks of an SR of ours.
-fn storage_side(core: &Core, db: &Database, vbd: &str) -> Option<(uuid::Uuid, AttachMode)> {
+fn storage_side(db: &Database, vbd: &str) -> Option<(uuid::Uuid, AttachMode)> {
     let vdi = db.text("VBD", vbd, "VDI");
     if db.flag("VBD", vbd, "empty") || db.text("SR", &db.text("VDI", &vdi, "SR"), "content_type") == "iso" {
         return None;
     }
     let id = db.text("VDI", &vdi, "uuid").parse().ok()?;
     let mode = if db.text("VBD", vbd, "mode") == "RW" { AttachMode::ReadWrite } else { AttachMode::ReadOnly };
-    let _ = core;
     Some((id, mode))
 }
 
 /// Attaches a device's disk in the storage and marks the device; takes no time.
 pub(super) fn attach_now(core: &Core, vbd: &str) -> Outcome<()> {
-    let side = storage_side(core, &core.db(), vbd);
+    let side = storage_side(&core.db(), vbd);
     let mut message = None;
     if let Some((id, mode)) = side {
         message = core.storage.attach(id, mode)?;
@@ -130,7 +129,7 @@ pub(super) fn attach_now(core: &Core, vbd: &str) -> Outcome<()> {
 
 /// The reverse, with a clean end.
 pub(super) fn detach_now(core: &Core, vbd: &str) -> Outcome<()> {
-    let side = storage_side(core, &core.db(), vbd);
+    let side = storage_side(&core.db(), vbd);
     if let Some((id, mode)) = side {
         core.storage.detach(id, mode)?;
     }
