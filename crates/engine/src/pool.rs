@@ -8,7 +8,7 @@ use crate::state::{Entry, Journal, Made};
 use crate::{EngineError, EngineOptions};
 
 /// How often to look at a task where events do not come.
-const TASK_POLL: Duration = Duration::from_secs(2);
+const TASK_POLL: Duration = Duration::from_millis(500);
 
 /// Gives a failed call its place in the workflow.
 pub(crate) trait Doing<T> {

@@ -6,6 +6,7 @@ use xenvault_xenapi::Session;
 
 use crate::meter::Meter;
 use crate::state::{Entry, Journal, Lease, Made, Operation};
+use crate::sweep::Ending;
 use crate::{Engine, EngineError, sweep};
 
 /// A run. Unless it is [completed](Self::complete), everything that it made in the pool is removed: by
@@ -76,14 +77,14 @@ impl Run {
 
     /// Ends a failed run: removes what it made. What can not be removed now is left to the next run or sweep.
     pub(crate) async fn abandon(mut self) {
-        let cleaning = Cleaning { engine: self.engine.clone(), held: self.held.take() };
+        let cleaning = Cleaning { engine: self.engine.clone(), held: self.held.take(), ending: Ending::Failed };
         cleaning.finish().await;
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        drop(Cleaning { engine: self.engine.clone(), held: self.held.take() });
+        drop(Cleaning { engine: self.engine.clone(), held: self.held.take(), ending: Ending::Dropped });
     }
 }
 
@@ -91,12 +92,13 @@ impl Drop for Run {
 struct Cleaning {
     engine: Engine,
     held: Option<Held>,
+    ending: Ending,
 }
 
 impl Cleaning {
     async fn finish(mut self) {
         let Some(held) = &self.held else { return };
-        let clean = sweep::clean_run(&self.engine, held.journal.run()).await;
+        let clean = sweep::clean_run(&self.engine, held.journal.run(), self.ending).await;
         let Some(held) = self.held.take() else { return };
         match clean {
             Ok(true) => drop(held.journal.close()),
@@ -110,7 +112,7 @@ impl Drop for Cleaning {
     fn drop(&mut self) {
         let Some(held) = self.held.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let rest = Self { engine: self.engine.clone(), held: Some(held) };
+            let rest = Self { engine: self.engine.clone(), held: Some(held), ending: Ending::Dropped };
             let engine = self.engine.clone();
             engine.background().spawn_on(rest.finish(), &runtime);
         }

@@ -6,14 +6,17 @@ mod inventory;
 mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use xenvault_store::PointFilter;
+use xenvault_xenapi::task;
 
 pub use plan::{ObjectKind, SweepAction, SweepItem, SweepPlan};
 
 use crate::marks;
 use crate::monitor::Warning;
-use crate::state::{Publication, RunHistory};
+use crate::pool::{Doing as _, is_gone};
+use crate::state::{Made, Publication, RunHistory};
 use crate::{Engine, EngineError};
 use classify::{Question, Scope, Step};
 use execute::{Done, Executor};
@@ -21,6 +24,8 @@ use inventory::{Inventory, RunFacts};
 
 /// So many of a VM's newest points are asked whether a dead run wrote one of them.
 const POINTS_TO_ASK: usize = 8;
+/// How long to wait for the end of a task of a run that was given up.
+const TASK_END_LIMIT: Duration = Duration::from_secs(60);
 
 /// How a sweep is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,15 +92,53 @@ pub(crate) async fn clean_vm(engine: &Engine, vm: &str) -> Result<(), EngineErro
     forget(executor, &steps, &done)
 }
 
-/// Removes everything of one run, which failed and still holds its lease. Returns whether nothing is left.
-pub(crate) async fn clean_run(engine: &Engine, run: &str) -> Result<bool, EngineError> {
-    let (mut executor, steps) = prepare(engine, &Scope::Run(run.to_owned())).await?;
-    let done = executor.execute(&steps).await;
-    for warning in &done.warnings {
-        tracing::warn!(%warning, "cleaning up after a failed run");
-        engine.options().monitor.warning(warning);
+/// How a run came to its early end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// A step failed: every call has had its answer.
+    Failed,
+    /// Its future was dropped: a call may be on its way, and the pool may still be at work for us.
+    Dropped,
+}
+
+/// Removes everything of one run, which still holds its lease. Returns whether nothing is left.
+pub(crate) async fn clean_run(engine: &Engine, run: &str, ending: Ending) -> Result<bool, EngineError> {
+    let history = engine.state().history(run)?;
+    let made = history.alive.iter().filter(|(what, _)| *what != Made::Task).count();
+    // Something was asked for whose answer nobody saw: it can appear a moment later.
+    let unseen = ending == Ending::Dropped && history.intended.len() > made;
+    let pauses: &[u64] = if unseen { &[0, 500, 2_000] } else { &[0] };
+    let mut clean = true;
+    for &pause in pauses {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let (mut executor, steps) = prepare(engine, &Scope::Run(run.to_owned())).await?;
+        let done = executor.execute(&steps).await;
+        for warning in &done.warnings {
+            tracing::warn!(%warning, "cleaning up after a failed run");
+            engine.options().monitor.warning(warning);
+        }
+        clean = done.warnings.is_empty();
+        if done.removed > 0 {
+            break;
+        }
     }
-    Ok(done.warnings.is_empty())
+    Ok(clean)
+}
+
+/// Waits for the end of a task that was cancelled or left: what it makes can be removed only then.
+async fn task_ended(engine: &Engine, id: &str) -> Result<(), EngineError> {
+    let reference = task::Ref::new(id);
+    let deadline = Instant::now() + TASK_END_LIMIT;
+    while Instant::now() < deadline {
+        match task::get_status(engine.session(), &reference).await {
+            Ok(task::StatusType::Pending | task::StatusType::Cancelling) => {}
+            Ok(_) => break,
+            Err(error) if is_gone(&error) => break,
+            Err(error) => return Err(error).doing("look at a task"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
 /// Reads everything that a plan depends on, and makes its steps.
@@ -105,6 +148,17 @@ async fn prepare<'a>(engine: &'a Engine, scope: &Scope) -> Result<(Executor<'a>,
         engine.state().dead_runs()?.into_iter().map(|history| (history.run.clone(), history)).collect();
     if let Scope::Run(run) = scope {
         histories.insert(run.clone(), engine.state().history(run)?);
+    }
+    for history in histories.values() {
+        let covered = match scope {
+            // A sweep does not wait: what appears later is for the next one.
+            Scope::Everything => false,
+            Scope::Vm(vm) => history.operation.as_ref().is_some_and(|operation| operation.vm == *vm),
+            Scope::Run(run) => history.run == *run,
+        };
+        for (_, id) in history.alive.iter().filter(|(what, _)| covered && *what == Made::Task) {
+            task_ended(engine, id).await?;
+        }
     }
     let inventory = Inventory::read(engine.session()).await?;
     histories.retain(|_, history| history.operation.as_ref().is_none_or(|operation| operation.pool == inventory.pool));
