@@ -111,7 +111,7 @@ impl Engine {
     /// # Errors
     /// Any of [`EngineError`].
     pub async fn backup(&self, request: BackupRequest) -> Result<BackupReport, EngineError> {
-        backup::run(self, request).await
+        Box::pin(backup::run(self, request)).await
     }
 
     /// Restores one VM as a new, halted VM.
@@ -119,7 +119,7 @@ impl Engine {
     /// # Errors
     /// Any of [`EngineError`]; what was made has been removed then.
     pub async fn restore(&self, request: RestoreRequest) -> Result<RestoreReport, EngineError> {
-        restore::run(self, request).await
+        Box::pin(restore::run(self, request)).await
     }
 
     /// Removes what dead runs of this installation left in the pool.
@@ -127,7 +127,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Pool`] if the pool can not be listed completely; nothing was removed then.
     pub async fn sweep(&self, options: SweepOptions) -> Result<SweepReport, EngineError> {
-        sweep::run(self, options).await
+        Box::pin(sweep::run(self, options)).await
     }
 
     /// Waits until what cancelled workflows (dropped futures) of this engine made in the pool has been removed.

@@ -50,11 +50,11 @@ pub(crate) async fn run(engine: &Engine, request: BackupRequest) -> Result<Backu
     let (reference, record) = select::find(engine.session(), &request.vm).await?;
     let lease = engine.state().lease_vm(&record.uuid)?;
     meter.stage(&Stage::CleanLeftovers);
-    if let Err(error) = sweep::clean_vm(engine, &record.uuid).await {
+    if let Err(error) = Box::pin(sweep::clean_vm(engine, &record.uuid)).await {
         meter.warn("leftovers", format!("what an earlier run left could not be removed: {error}"));
     }
     meter.stage(&Stage::Prerequisites);
-    let ground = prerequisites::check(engine, &meter, (&reference, &record)).await?;
+    let ground = Box::pin(prerequisites::check(engine, &meter, (&reference, &record))).await?;
     let operation = Operation {
         kind: "backup".to_owned(),
         pool: ground.pool.uuid.clone(),
@@ -64,10 +64,11 @@ pub(crate) async fn run(engine: &Engine, request: BackupRequest) -> Result<Backu
     };
     let run = Run::begin(engine, Arc::clone(&meter), Some(lease), operation)?;
     let run_id = run.id().to_owned();
-    match publish(&run, &repository, &request, &ground, (&reference, &record)).await {
+    // Boxed, here and below: the states of nested futures would not fit the stack of a worker thread.
+    match Box::pin(publish(&run, &repository, &request, &ground, (&reference, &record))).await {
         Ok(published) => {
             meter.stage(&Stage::CleanUp);
-            if finish::clean_up(&run, &published.snapshot).await {
+            if Box::pin(finish::clean_up(&run, &published.snapshot)).await {
                 run.complete()?;
             } else {
                 run.leave_to_sweep();
@@ -77,7 +78,7 @@ pub(crate) async fn run(engine: &Engine, request: BackupRequest) -> Result<Backu
         }
         Err(error) => {
             meter.stage(&Stage::CleanUp);
-            run.abandon().await;
+            Box::pin(run.abandon()).await;
             Err(error)
         }
     }
@@ -112,7 +113,7 @@ async fn publish(
     run.meter.stage(&Stage::EnableTracking);
     let tracking = snapshot::enable_tracking(run, ground).await?;
     run.meter.stage(&Stage::Snapshot);
-    let snapshot = snapshot::take(run, ground, &tracking, vm).await?;
+    let snapshot = Box::pin(snapshot::take(run, ground, &tracking, vm)).await?;
     let record = vm::get_record(session, vm.0).await.doing("read the VM's record")?;
     let situation = base::situation(session, &ground.pool.uuid, &record).await?;
     let parent = base::parent(repository, run, &ground.pool.uuid, &record.uuid).await?;
@@ -133,14 +134,14 @@ async fn publish(
     let mut stored = Vec::with_capacity(plans.len());
     for (shot, plan) in snapshot.disks.iter().zip(plans) {
         let job = Job { run, repository, writer: &writer, access: ground.access, shot, situation: &situation };
-        stored.push(job.store(plan).await?);
+        stored.push(Box::pin(job.store(plan)).await?);
     }
     run.meter.stage(&Stage::Publish);
     let vm_config = writer.put_blob(&config).await.doing("store the VM's configuration")?;
     let manifest = manifest(run, ground, &record, &snapshot, parent.as_ref(), &stored, vm_config)?;
     let (level, reason) = (manifest.level, manifest.reason.clone());
     run.journal()?.write(&Entry::Publishing)?;
-    let point = writer.publish(manifest).await.doing("write the point")?;
+    let point = Box::pin(writer.publish(manifest)).await.doing("write the point")?;
     // From here on the point is good, whatever happens.
     if let Err(error) = run.journal()?.write(&Entry::Published { point: point.to_string() }) {
         run.meter.warn("journal", format!("the journal could not be written: {error}"));

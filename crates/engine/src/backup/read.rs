@@ -85,8 +85,8 @@ impl Job<'_> {
         let mut line = Line { job: self, export: None, sample_bytes: 0, read_bytes: 0 };
         let mut pass = self.first_pass(&plan).await?;
         let stored = loop {
-            let passed = line.transfer(&pass).await?;
-            match line.differing_block(&pass, &passed, &known).await? {
+            let passed = Box::pin(line.transfer(&pass)).await?;
+            match Box::pin(line.differing_block(&pass, &passed, &known)).await? {
                 None => break passed,
                 Some(range) if pass.base.is_some() => {
                     self.run.meter.warn(
@@ -312,7 +312,7 @@ impl Line<'_, '_> {
         });
         let base = pass.base.as_ref().map(|disk| disk.map);
         let options = DiskOptions { virtual_size: job.size(), base };
-        let mut disk = job.writer.disk(options).await.doing("begin a disk")?;
+        let mut disk = Box::pin(job.writer.disk(options)).await.doing("begin a disk")?;
         let mut dice = Dice::seeded_by(&[job.run.id(), job.device()]);
         let mut places = Reservoir::new(KNOWN_PLACES);
         if !pass.extents.is_empty() {
@@ -328,12 +328,12 @@ impl Line<'_, '_> {
                 if bytes.iter().take(4096).any(|&byte| byte != 0) {
                     places.offer(offset, &mut dice);
                 }
-                disk.write(offset, bytes).await.doing("store a disk")?;
+                Box::pin(disk.write(offset, bytes)).await.doing("store a disk")?;
                 self.read_bytes += length;
                 job.run.meter.moved(length, came.duration_since(asked), came.elapsed());
             }
         }
-        let result = disk.finish().await.doing("complete a disk")?;
+        let result = Box::pin(disk.finish()).await.doing("complete a disk")?;
         job.run.meter.report();
         Ok(Passed { result, data: places.into_offsets() })
     }

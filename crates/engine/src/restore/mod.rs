@@ -65,7 +65,7 @@ pub(crate) async fn run(engine: &Engine, request: RestoreRequest) -> Result<Rest
     let run_id = run.id().to_owned();
     let name = request.name.clone().unwrap_or_else(|| original.vm.name_label.clone());
     let work = Work { run: &run, repository: &repository, request: &request, original: &original, name: &name };
-    match work.all(&pool, &target, &networks, &sizes).await {
+    match Box::pin(work.all(&pool, &target, &networks, &sizes)).await {
         Ok(made) => {
             run.complete()?;
             Ok(RestoreReport {
@@ -82,7 +82,7 @@ pub(crate) async fn run(engine: &Engine, request: RestoreRequest) -> Result<Rest
         }
         Err(error) => {
             meter.stage(&Stage::CleanUp);
-            run.abandon().await;
+            Box::pin(run.abandon()).await;
             Err(error)
         }
     }
@@ -144,7 +144,7 @@ impl Work<'_> {
         let mut restored = Vec::new();
         for ((new, stored), &data) in disks.iter().zip(&self.original.point.disks).zip(sizes) {
             let reader = self.repository.disk(&stored.map);
-            restored.push(disk::fill(run, target, new, &reader, data).await?);
+            restored.push(Box::pin(disk::fill(run, target, new, &reader, data)).await?);
             disk::verify(run, new, stored, &reader).await?;
         }
         run.meter.stage(&Stage::Finish);
