@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use xenvault_xenapi::{CancellationToken, ErrorCode, Session, XenApiError, pool, task, tasks, vbd, vdi, vm};
+use xenvault_xenapi::{CancellationToken, ErrorCode, Session, XenApiError, pool, sr, task, tasks, vbd, vdi, vm};
 
 use crate::state::{Entry, Journal, Made};
 use crate::{EngineError, EngineOptions};
@@ -71,6 +71,15 @@ pub(crate) fn gone_is_fine(result: Result<(), XenApiError>) -> Result<(), XenApi
         Err(error) if is_gone(&error) => Ok(()),
         other => other,
     }
+}
+
+/// SR types whose disks are VHD files, or volumes with a VHD inside.
+const VHD_TYPES: [&str; 9] = ["ext", "nfs", "smb", "cifs", "file", "lvm", "lvmoiscsi", "lvmohba", "lvmofcoe"];
+
+/// Whether a disk is kept as a VHD: it has an allocation map, and where it was never written it reads as zeros.
+pub(crate) fn keeps_vhds(sr: &sr::Record, disk: &vdi::Record) -> bool {
+    let said = |key: &str, other: &str| disk.sm_config.get(key).is_some_and(|format| format != other);
+    VHD_TYPES.contains(&sr.type_.as_str()) && !said("type", "vhd") && !said("image-format", "vhd")
 }
 
 /// The pool's reference and record.

@@ -20,7 +20,7 @@ use crate::EngineError;
 use crate::gaps::join_gaps;
 use crate::monitor::Stage;
 use crate::options::MAX_SAMPLE_BLOCKS;
-use crate::pool::{Doing as _, DoingInRepository as _};
+use crate::pool::{Doing as _, DoingInRepository as _, keeps_vhds};
 use crate::run::Run;
 
 /// How long the head of an export may take (the host can be scanning a raw disk).
@@ -138,8 +138,7 @@ impl Job<'_> {
     /// The allocated blocks of a disk that is a VHD file, from the head of its export. Everything that goes wrong means
     /// that nothing is known, which costs time and never data.
     async fn allocation(&self) -> Allocation {
-        let raw = self.shot.live.record.sm_config.get("type").is_some_and(|format| format == "raw");
-        if raw || self.size() > VHD_MAX_DISK_BYTES {
+        if !keeps_vhds(&self.shot.live.sr, &self.shot.live.record) || self.size() > VHD_MAX_DISK_BYTES {
             return Allocation::Unknown;
         }
         match tokio::time::timeout(HEAD_LIMIT, self.head()).await {

@@ -7,10 +7,7 @@ use xenvault_xenapi::{Session, host, network, pbd, pool, sm, sr, vdi, vif, vm};
 use super::request::{MacPolicy, SrSelector};
 use crate::EngineError;
 use crate::config::Interface;
-use crate::pool::Doing as _;
-
-/// SR types whose disks are VHD files (or volumes with a VHD inside): a new disk reads as zeros.
-const VHD_TYPES: [&str; 8] = ["ext", "nfs", "smb", "cifs", "file", "lvm", "lvmoiscsi", "lvmohba"];
+use crate::pool::{Doing as _, keeps_vhds};
 
 /// What an empty disk of an SR reads as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,11 +85,10 @@ impl Target {
         if disk.sm_config.get("type").is_some_and(|format| format == "raw") {
             return Emptiness::Garbage;
         }
-        let vhd_type = VHD_TYPES.contains(&self.record.type_.as_str());
         // gfs2 keeps its disks as qcow2; newer servers say which formats a type writes.
         let sparse = |format: &sm::ImageFormatType| matches!(format.as_str(), "vhd" | "qcow2");
         let sparse_only = !self.formats.is_empty() && self.formats.iter().all(sparse);
-        if vhd_type || self.record.type_ == "gfs2" || sparse_only { Emptiness::Zeros } else { Emptiness::Garbage }
+        if keeps_vhds(&self.record, disk) || self.record.type_ == "gfs2" || sparse_only { Emptiness::Zeros } else { Emptiness::Garbage }
     }
 }
 
