@@ -77,14 +77,24 @@ impl Run {
 
     /// Ends a failed run: removes what it made. What can not be removed now is left to the next run or sweep.
     pub(crate) async fn abandon(mut self) {
-        let cleaning = Cleaning { engine: self.engine.clone(), held: self.held.take(), ending: Ending::Failed };
+        let cleaning = Cleaning {
+            engine: self.engine.clone(),
+            held: self.held.take(),
+            ending: Ending::Failed,
+            place: Place::Caller,
+        };
         cleaning.finish().await;
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        drop(Cleaning { engine: self.engine.clone(), held: self.held.take(), ending: Ending::Dropped });
+        drop(Cleaning {
+            engine: self.engine.clone(),
+            held: self.held.take(),
+            ending: Ending::Dropped,
+            place: Place::Caller,
+        });
     }
 }
 
@@ -93,12 +103,22 @@ struct Cleaning {
     engine: Engine,
     held: Option<Held>,
     ending: Ending,
+    place: Place,
+}
+
+/// Where a cleaning runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the caller's future.
+    Caller,
+    /// In a task of its own. If that is dropped too, the runtime is ending.
+    Background,
 }
 
 impl Cleaning {
     async fn finish(mut self) {
         let Some(held) = &self.held else { return };
-        let clean = sweep::clean_run(&self.engine, held.journal.run(), self.ending).await;
+        let clean = Box::pin(sweep::clean_run(&self.engine, held.journal.run(), self.ending)).await;
         let Some(held) = self.held.take() else { return };
         match clean {
             Ok(true) => drop(held.journal.close()),
@@ -111,8 +131,15 @@ impl Cleaning {
 impl Drop for Cleaning {
     fn drop(&mut self) {
         let Some(held) = self.held.take() else { return };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let rest = Self { engine: self.engine.clone(), held: Some(held), ending: Ending::Dropped };
+        if self.place == Place::Caller
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let rest = Self {
+                engine: self.engine.clone(),
+                held: Some(held),
+                ending: Ending::Dropped,
+                place: Place::Background,
+            };
             let engine = self.engine.clone();
             engine.background().spawn_on(rest.finish(), &runtime);
         }

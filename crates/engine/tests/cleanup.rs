@@ -32,7 +32,6 @@ async fn a_failure_at_any_call_before_the_point_cleans_up_at_once() {
         "VM.snapshot",
         "VM.set_other_config",
         "VDI.set_other_config",
-        "host.get_servertime",
         "VDI.get_cbt_enabled",
         "VM.update_allowed_operations",
     ] {

@@ -116,7 +116,7 @@ async fn a_raw_sr_gets_its_zeros_since_new_disks_hold_garbage() {
     let restore = restored(&lab, &backup).await;
     assert_disks(&lab, &backup, &restore).await;
     let sent: u64 = restore.disks.iter().map(|disk| disk.sent_bytes).sum();
-    assert_eq!(sent, 24 * MIB);
+    assert_eq!(sent, 24 * MIB, "{:#}", lab.sim.record("VDI", &restore.disks[0].vdi_uuid).unwrap());
     assert_only_the_copy(&lab, &restore);
 }
 

@@ -10,7 +10,6 @@ use xenvault_store::{Point, PointDisk, PointFilter, Repository};
 use xenvault_xenapi::{Session, XenApiError, host, message, vdi, vm, vm_metrics};
 
 use super::evidence::{Concerned, Notice, alarming, run_end};
-use super::prerequisites::Trackable;
 use super::request::LevelRequest;
 use super::snapshot::Shot;
 use crate::EngineError;
@@ -253,17 +252,17 @@ fn previous_of<'a>(point: &'a Point, shot: &Shot) -> Option<&'a PointDisk> {
 }
 
 fn now(situation: &Situation, shot: &Shot) -> DiskNow {
-    let tracking = |on: bool| match (shot.live.trackable, on) {
-        (Trackable::No, _) => Tracking::Unsupported,
-        (Trackable::Yes, true) => Tracking::Enabled,
-        (Trackable::Yes, false) => Tracking::Disabled,
+    let snapshot_tracking = match (shot.live_tracking, shot.record.cbt_enabled) {
+        (Tracking::Unsupported, _) => Tracking::Unsupported,
+        (_, true) => Tracking::Enabled,
+        (_, false) => Tracking::Disabled,
     };
     DiskNow {
         vdi_uuid: shot.live.record.uuid.clone(),
         sr_uuid: shot.live.sr.uuid.clone(),
         virtual_size: u64::try_from(shot.record.virtual_size).unwrap_or(0),
-        live_tracking: tracking(shot.live_tracking),
-        snapshot_tracking: tracking(shot.record.cbt_enabled),
+        live_tracking: shot.live_tracking,
+        snapshot_tracking,
         chain_nonce: shot.chain.clone(),
         base: BaseState::Gone,
         base_snapshot_of: None,

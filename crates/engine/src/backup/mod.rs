@@ -174,7 +174,9 @@ fn manifest(
         .collect();
     reasons.sort_unstable();
     reasons.dedup();
-    let taken = snapshot.record.snapshot_time.unix_seconds();
+    let taken = u64::try_from(snapshot.record.snapshot_time.unix_seconds()).unwrap_or(0).saturating_mul(1000);
+    // The pool's clock counts whole seconds and can go back; a point is always newer than the one it follows.
+    let after_parent = parent.map_or(0, |point| point.created_unix_ms.saturating_add(1));
     let mut attributes = BTreeMap::from([("engine-version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
     for skip in &ground.skipped {
         attributes.insert(format!("skipped-device-{}", skip.device), skip.reason.clone());
@@ -189,7 +191,7 @@ fn manifest(
         vm_name: vm.name_label.clone(),
         level,
         reason: reasons.join("; "),
-        created_unix_ms: u64::try_from(taken).unwrap_or(0).saturating_mul(1000),
+        created_unix_ms: taken.max(after_parent),
         parent: parent.map(|point| point.id),
         newest_sweep_seen: 0,
         disks: stored.iter().map(|stored| stored.disk.clone()).collect(),

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use xenvault_cbt::{FullReason, Tracking};
 use xenvault_xenapi::{Session, XenApiError, vbd, vdi, vm};
 
 use super::prerequisites::{Ground, LiveDisk, Trackable};
 use crate::EngineError;
 use crate::marks::{self, CHAIN, Marks, Role};
-use crate::pool::{Doing as _, await_task, is_full, server_time};
+use crate::pool::{Doing as _, await_task, code, is_full, server_time};
 use crate::run::Run;
 use crate::state::Made;
 
@@ -18,8 +19,8 @@ pub(crate) struct Shot {
     pub(crate) live: LiveDisk,
     pub(crate) reference: vdi::Ref,
     pub(crate) record: vdi::Record,
-    /// Whether tracking was on, on the live disk, after it was asked for.
-    pub(crate) live_tracking: bool,
+    /// Tracking of the live disk, after it was asked for.
+    pub(crate) live_tracking: Tracking,
     /// The nonce of the chain of changes that the snapshot belongs to.
     pub(crate) chain: Option<String>,
 }
@@ -34,23 +35,27 @@ pub(crate) struct Snapshot {
 
 /// Switches tracking on where it is off. The nonce goes first: a crash in between must not leave an old nonce on a new
 /// chain (X11). Returns the state of each disk as read back, by its reference.
-pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeMap<vdi::Ref, bool>, EngineError> {
+pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeMap<vdi::Ref, Tracking>, EngineError> {
     let mut tracking = BTreeMap::new();
     for disk in &ground.disks {
         let session = run.session();
         if disk.trackable == Trackable::No {
-            tracking.insert(disk.reference.clone(), false);
+            tracking.insert(disk.reference.clone(), Tracking::Unsupported);
             continue;
         }
         if !disk.record.cbt_enabled || !disk.record.other_config.contains_key(CHAIN) {
             let nonce = uuid::Uuid::new_v4().to_string();
             set_chain(session, &disk.reference, &nonce).await.doing("mark the disk with a new chain of changes")?;
         }
+        let mut unsupported = false;
         if !disk.record.cbt_enabled {
             let started = vdi::enable_cbt_async(session, &disk.reference).await;
             let options = run.engine.options();
             let enabled = await_task::<()>(session, run.journal()?, options, "VDI.enable_cbt", started).await;
             if let Err(error) = enabled {
+                // The server knows better than its features tell (X09).
+                let reason = code(&error).map(|code| FullReason::from_failure(code.as_str()));
+                unsupported = reason == Some(FullReason::CbtUnsupported);
                 run.meter.warn(
                     "cbt-not-enabled",
                     format!("tracking of disk {} could not be switched on ({error}); it is read whole", disk.device),
@@ -58,7 +63,12 @@ pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeM
             }
         }
         let enabled = vdi::get_cbt_enabled(session, &disk.reference).await.doing("read back a disk's tracking")?;
-        tracking.insert(disk.reference.clone(), enabled);
+        let state = match (enabled, unsupported) {
+            (true, _) => Tracking::Enabled,
+            (false, true) => Tracking::Unsupported,
+            (false, false) => Tracking::Disabled,
+        };
+        tracking.insert(disk.reference.clone(), state);
     }
     Ok(tracking)
 }
@@ -72,7 +82,7 @@ async fn set_chain(session: &Session, disk: &vdi::Ref, nonce: &str) -> Result<()
 pub(crate) async fn take(
     run: &Run,
     ground: &Ground,
-    tracking: &BTreeMap<vdi::Ref, bool>,
+    tracking: &BTreeMap<vdi::Ref, Tracking>,
     vm: (&vm::Ref, &vm::Record),
 ) -> Result<Snapshot, EngineError> {
     let session = run.session();
@@ -148,7 +158,7 @@ async fn snapshot_disks(
 /// Every disk of the VM with its snapshot; a disk too many or too few ends the backup (X30).
 fn matched(
     ground: &Ground,
-    tracking: &BTreeMap<vdi::Ref, bool>,
+    tracking: &BTreeMap<vdi::Ref, Tracking>,
     mut found: Vec<(vdi::Ref, vdi::Record)>,
 ) -> Result<Vec<Shot>, EngineError> {
     let differs = EngineError::DiskCount { vm: ground.disks.len(), snapshot: found.len() };
@@ -162,7 +172,7 @@ fn matched(
         };
         let (reference, record) = found.swap_remove(at);
         let chain = record.other_config.get(CHAIN).cloned();
-        let live_tracking = tracking.get(&live.reference).copied().unwrap_or(false);
+        let live_tracking = tracking.get(&live.reference).copied().unwrap_or(Tracking::Disabled);
         shots.push(Shot { live: live.clone(), reference, record, live_tracking, chain });
     }
     Ok(shots)

@@ -8,7 +8,7 @@ use xenvault_xenapi::{ErrorCode, XenApiError, task, vbd, vdi, vm};
 use super::classify::{Step, Target};
 use super::inventory::{Inventory, RunFacts};
 use super::plan::SweepAction;
-use crate::marks::{self, Role};
+use crate::marks::{self, Marks, Role};
 use crate::monitor::Warning;
 use crate::pool::{code, gone_is_fine, is_gone, wait_detached, while_busy};
 use crate::state::{Entry, Made, RunHistory};
@@ -86,11 +86,7 @@ impl Executor<'_> {
         if !ours.is_ok_and(|owned| owned.run == run) || record.power_state != vm::PowerState::Halted {
             return Ok(false);
         }
-        // Its disks may bear no marks yet, and are found by nothing but its VBDs: note them first.
-        for vbd in &record.vbds {
-            let Some(disk) = self.disk_of(vbd) else { continue };
-            self.note(run, Entry::Created { what: Made::Vdi, id: disk })?;
-        }
+        self.mark_disks(&record, run).await?;
         if !record.blocked_operations.is_empty() {
             vm::set_blocked_operations(session, reference, &BTreeMap::new()).await?;
         }
@@ -100,11 +96,28 @@ impl Executor<'_> {
         Ok(true)
     }
 
-    /// The UUID of a snapshot disk of a VBD, as the inventory knows it.
-    fn disk_of(&self, vbd: &vbd::Ref) -> Option<String> {
-        let vbd = self.inventory.vbds.get(vbd)?;
-        let disk = self.inventory.vdis.get(&vbd.vdi)?;
-        (vbd.type_ == vbd::Type::Disk && disk.is_a_snapshot).then(|| disk.uuid.clone())
+    /// The disks of a snapshot may bear no marks yet, and are found by nothing but its VBDs, which are about to go.
+    async fn mark_disks(&self, snapshot: &vm::Record, run: &str) -> Result<(), StepError> {
+        let source = self.inventory.vms.get(&snapshot.snapshot_of).map(|vm| vm.uuid.clone());
+        let marks = Marks {
+            instance: self.engine.instance().to_owned(),
+            run: run.to_owned(),
+            role: Role::Snapshot,
+            vm: source.unwrap_or_default(),
+            repository: None,
+            resume_until: None,
+        };
+        let vbds = snapshot.vbds.iter().filter_map(|vbd| self.inventory.vbds.get(vbd));
+        for reference in vbds.filter(|vbd| vbd.type_ == vbd::Type::Disk).map(|vbd| &vbd.vdi) {
+            let Some(disk) = self.inventory.vdis.get(reference).filter(|disk| disk.is_a_snapshot) else { continue };
+            let own = disk.other_config.get(marks::SELF) == Some(&disk.uuid);
+            let ours = self.inventory.judge_vdi(disk, self.engine.instance(), &self.runs);
+            if !own && ours.is_ok_and(|owned| owned.run == run) {
+                let other_config = marks.applied(&disk.uuid, &disk.other_config);
+                gone_is_fine(vdi::set_other_config(self.engine.session(), reference, &other_config).await)?;
+            }
+        }
+        Ok(())
     }
 
     async fn vdi(&mut self, reference: &vdi::Ref, step: &Step) -> Result<bool, StepError> {
