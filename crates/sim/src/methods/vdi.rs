@@ -4,7 +4,7 @@ use super::{Call, Operation, sr, vdi_checks};
 use crate::core::{Core, parse_uuid};
 use crate::model::{Database, NULL, Value, now, read_record};
 use crate::rpc::{Failure, Outcome};
-use crate::storage::VdiInfo;
+use crate::storage::{SrKind, VdiInfo};
 
 pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
     Some(match simple {
@@ -73,6 +73,10 @@ pub(crate) fn create_disk(core: &Core, sr: &str, size: u64, fields: Vec<(String,
     let vdi = introduce(&mut db, sr, &info);
     for (name, value) in fields {
         db.set("VDI", &vdi, &name, value);
+    }
+    if info.kind == SrKind::LvmRaw {
+        // The storage manager says so of every raw volume.
+        db.put("VDI", &vdi, "sm_config", "type", "raw".to_owned());
     }
     Ok(vdi)
 }
