@@ -86,18 +86,18 @@ async fn an_unchanged_disk_of_a_tebibyte_reads_the_sample_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn x16_scattered_small_writes_cost_little_more_than_their_blocks() {
-    let disk = data_disk(4 << 30, 0);
+    let disk = data_disk(256 * MIB, 0);
     let lab = Lab::new(SimOptions { vms: vec![VmSpec::new("vm-1").disk(disk)], ..Default::default() }).await;
     lab.incremental().await;
-    let writes = 2_000_u64;
+    let writes = 700_u64;
     for n in 0..writes {
         // Odd distances, so that gaps of all sizes occur.
-        let block = (n * 31 + (n * n) % 7) % (4 * 1024 * 16);
+        let block = (n * 5 + (n * n) % 4) % (256 * 16);
         lab.write(block * BLOCK + 4096, &noise(n, 4096));
     }
     let report = lab.incremental().await;
     let disk = &report.disks[0];
-    assert!(disk.changed_bytes >= 1_900 * BLOCK, "{disk:?}");
+    assert!(disk.changed_bytes >= 500 * BLOCK, "{disk:?}");
     assert!(disk.read_bytes * 10 <= disk.changed_bytes * 12, "{disk:?}");
     lab.assert_equals_guest(&report, "vm-1").await;
 }

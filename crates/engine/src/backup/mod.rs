@@ -141,7 +141,13 @@ async fn publish(
     let manifest = manifest(run, ground, &record, &snapshot, parent.as_ref(), &stored, vm_config)?;
     let (level, reason) = (manifest.level, manifest.reason.clone());
     run.journal()?.write(&Entry::Publishing)?;
-    let point = Box::pin(writer.publish(manifest)).await.doing("write the point")?;
+    let point = match Box::pin(writer.publish(manifest)).await {
+        Ok(point) => point,
+        Err(error) => {
+            run.journal()?.write(&Entry::Withdrawn)?;
+            return Err(error).doing("write the point");
+        }
+    };
     // From here on the point is good, whatever happens.
     if let Err(error) = run.journal()?.write(&Entry::Published { point: point.to_string() }) {
         run.meter.warn("journal", format!("the journal could not be written: {error}"));

@@ -88,7 +88,11 @@ impl Target {
         // gfs2 keeps its disks as qcow2; newer servers say which formats a type writes.
         let sparse = |format: &sm::ImageFormatType| matches!(format.as_str(), "vhd" | "qcow2");
         let sparse_only = !self.formats.is_empty() && self.formats.iter().all(sparse);
-        if keeps_vhds(&self.record, disk) || self.record.type_ == "gfs2" || sparse_only { Emptiness::Zeros } else { Emptiness::Garbage }
+        if keeps_vhds(&self.record, disk) || self.record.type_ == "gfs2" || sparse_only {
+            Emptiness::Zeros
+        } else {
+            Emptiness::Garbage
+        }
     }
 }
 

@@ -146,6 +146,7 @@ impl RunHistory {
                 self.alive.remove(&(what, id));
             }
             Entry::Publishing => self.publication = Publication::Perhaps,
+            Entry::Withdrawn => self.publication = Publication::No,
             Entry::Published { .. } => self.publication = Publication::Yes,
         }
     }

@@ -38,6 +38,8 @@ pub(crate) enum Entry {
     },
     /// The point is going to be written.
     Publishing,
+    /// The repository refused the point: there is none.
+    Withdrawn,
     /// The point is complete and durable.
     Published {
         /// Its id.

@@ -11,7 +11,7 @@ use super::plan::SweepAction;
 use crate::marks::{self, Marks, Role};
 use crate::monitor::Warning;
 use crate::pool::{code, gone_is_fine, is_gone, wait_detached, while_busy};
-use crate::state::{Entry, Made, RunHistory};
+use crate::state::{Entry, Made, Publication, RunHistory};
 use crate::{Engine, EngineError};
 
 /// How long a removal is tried again while the disk is in use.
@@ -133,7 +133,7 @@ impl Executor<'_> {
         if !ours.is_ok_and(|owned| owned.run == step.run) || self.has_user(&record).await? {
             return Ok(false);
         }
-        if step.item.action == SweepAction::DestroyData && self.keep_as_base(reference, &record).await? {
+        if step.item.action == SweepAction::DestroyData && self.keep_as_base(reference, &record, &step.run).await? {
             return Ok(true);
         }
         while_busy(BUSY_LIMIT, || async { gone_is_fine(vdi::destroy(session, reference).await) }).await?;
@@ -154,12 +154,15 @@ impl Executor<'_> {
     }
 
     /// Finishes what a run with a good point did not do any more. `false`: it is no base (X18).
-    async fn keep_as_base(&self, reference: &vdi::Ref, record: &vdi::Record) -> Result<bool, StepError> {
+    async fn keep_as_base(&self, reference: &vdi::Ref, record: &vdi::Record, run: &str) -> Result<bool, StepError> {
         let session = self.engine.session();
-        let mut other_config = record.other_config.clone();
-        other_config.insert(marks::ROLE.to_owned(), Role::Base.text().to_owned());
-        other_config.remove(marks::RESUME_UNTIL);
-        vdi::set_other_config(session, reference, &other_config).await?;
+        // Only a base whose point is complete for sure replaces others, and so is called one.
+        if self.runs.get(run).is_none_or(|facts| facts.publication != Publication::Perhaps) {
+            let mut other_config = record.other_config.clone();
+            other_config.insert(marks::ROLE.to_owned(), Role::Base.text().to_owned());
+            other_config.remove(marks::RESUME_UNTIL);
+            vdi::set_other_config(session, reference, &other_config).await?;
+        }
         match while_busy(BUSY_LIMIT, || vdi::data_destroy(session, reference)).await {
             Ok(()) => Ok(true),
             Err(error) => match code(&error) {

@@ -125,14 +125,14 @@ impl Inventory {
             foreign_user: foreign,
         };
         match marks::judge(&candidate, instance) {
-            Err(NotOurs::Unmarked | NotOurs::CopiedMarks) if !foreign => {
+            Err(why @ (NotOurs::Unmarked | NotOurs::CopiedMarks)) if !foreign => {
                 // `VM.snapshot` of ours made it and our marks did not get on it any more, or its run noted it.
                 let snapshot = users.iter().any(|user| user.is_a_snapshot);
                 let from_snapshot = by_users
                     .into_iter()
                     .find(|_| record.is_a_snapshot && snapshot)
                     .map(|owner| Owned { role: None, ..owner });
-                from_snapshot.or_else(|| from_journal(runs, Made::Vdi, &record.uuid)).ok_or(NotOurs::Unmarked)
+                from_snapshot.or_else(|| from_journal(runs, Made::Vdi, &record.uuid)).ok_or(why)
             }
             other => other,
         }

@@ -225,7 +225,7 @@ fn forget(executor: Executor<'_>, steps: &[Step], done: &Done) -> Result<(), Eng
         let waits = steps.iter().any(|step| {
             step.run == run
                 && step.item.action == SweepAction::Keep
-                && executor.runs.get(&run).is_some_and(|facts| facts.publication == Publication::No)
+                && executor.runs.get(&run).is_some_and(|facts| facts.publication != Publication::Yes)
         });
         let exists = |id: &String| {
             executor.inventory.vms.values().any(|record| record.uuid == *id)
