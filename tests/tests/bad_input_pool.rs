@@ -20,7 +20,7 @@ use rustls::sign::CertifiedKey;
 use serde_json::json;
 use std::sync::Arc;
 use xenvault_sim::storage::SrKind;
-use xenvault_sim::{DiskSpec, NbdAccess, SimOptions, SrSpec, VmSpec};
+use xenvault_sim::{DiskSpec, Fault, FaultEffect, NbdAccess, SimOptions, SrSpec, VmSpec};
 
 /// A refused job leaves pool and repository as they were.
 fn assert_untouched(bench: &Bench) {
@@ -144,18 +144,37 @@ fn a_vm_with_a_cd_is_backed_up_without_it() {
 
 #[test]
 fn a_disk_on_an_sr_without_cbt_is_read_as_a_whole_each_time() {
+    let bench = Bench::start(one_vm());
+    // What xapi answers for an SR type without the feature.
+    let sr = bench.pool.srs().remove(0).uuid;
+    let effect = FaultEffect::Error { code: "SR_OPERATION_NOT_SUPPORTED".to_owned(), params: vec![sr] };
+    bench.pool.fault(Fault::always("VDI.enable_cbt", effect));
+    for _ in 0..2 {
+        let report = bench.backup("web");
+        assert_eq!(report["level"], "FULL", "{report}");
+        bench.assert_pool_is_clean();
+        assert_eq!(bench.bases(), 0);
+        let point = report["point"].as_str().unwrap();
+        assert!(bench.restored_disk(point, "0") == bench.guest_disk("web", "0", 64 << 20));
+    }
+}
+
+#[test]
+fn a_licence_without_cbt() {
+    let bench = Bench::start(SimOptions { restrictions: vec!["restrict_cbt".to_owned()], ..one_vm() });
+    bench.backup("web");
+    let report = bench.backup("web");
+    assert_eq!(report["disks"][0]["reason"], "cbt-unsupported", "{report}");
+    bench.assert_pool_is_clean();
+    bench.assert_repository_intact();
+}
+
+#[test]
+fn a_raw_disk_that_can_not_be_snapshotted() {
     let srs = vec![SrSpec::new("raw", SrKind::LvmRaw)];
     let bench = Bench::start(SimOptions { srs, ..one_vm() });
-    let report = bench.backup("web");
-    bench.backup("web");
-    let again = bench.backup("web");
-    for report in [&report, &again] {
-        assert_eq!(report["level"], "FULL", "{report}");
-    }
-    assert_eq!(again["disks"][0]["reason"], "cbt-unsupported");
-    bench.assert_pool_is_clean();
-    let point = again["point"].as_str().unwrap();
-    assert!(bench.restored_disk(point, "0") == bench.guest_disk("web", "0", 64 << 20));
+    assert_fails(&bench.try_backup("web"), 6, &["makes no snapshot", "raw disks"]);
+    assert_untouched(&bench);
 }
 
 #[test]
@@ -205,7 +224,7 @@ fn the_base_snapshot_is_gone() {
 
 /// Stops a backup in its middle with SIGKILL, so that its snapshot stays behind with our marks.
 fn leave_a_snapshot(bench: &Bench) {
-    bench.pool.fault(xenvault_sim::Fault::always("nbd/read", xenvault_sim::FaultEffect::Hang));
+    bench.pool.fault(Fault::always("nbd/read", FaultEffect::Hang));
     let mut child = bench.program("xenvault-datamover");
     let mut child = child.arg("backup").args(bench.backup_arguments("web")).spawn().unwrap();
     while !bench.pool.records("VDI").values().any(is_our_snapshot) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use xenvault_cbt::{FullReason, Tracking};
 use xenvault_xenapi::{Session, XenApiError, vbd, vdi, vm};
 
+use super::finding::{Finding, FindingKind};
 use super::prerequisites::{Ground, LiveDisk, Trackable};
 use crate::EngineError;
 use crate::marks::{self, CHAIN, Marks, Role};
@@ -78,6 +79,23 @@ async fn set_chain(session: &Session, disk: &vdi::Ref, nonce: &str) -> Result<()
     vdi::add_to_other_config(session, disk, CHAIN, nonce).await
 }
 
+/// Whether the SR says that it makes no snapshots of such a disk (raw volumes, simple SR types).
+fn is_refused_by_storage(error: &XenApiError) -> bool {
+    error.api().is_some_and(|failure| {
+        failure.sr_backend_failure() == Some(38) || failure.code.as_str() == "SR_OPERATION_NOT_SUPPORTED"
+    })
+}
+
+fn no_snapshots(vm: &str, error: &XenApiError) -> EngineError {
+    let said = error.api().map(ToString::to_string).unwrap_or_default();
+    let finding = Finding {
+        kind: FindingKind::SnapshotNotAllowed,
+        text: format!("the storage of VM {vm:?} makes no snapshot of one of its disks ({said})"),
+        remedy: "move raw disks to an SR with VHD disks (`xe vdi-copy`), or detach them from the VM".to_owned(),
+    };
+    EngineError::Prerequisite { finding }
+}
+
 /// Takes the snapshot and puts our marks on it and on its disks.
 pub(crate) async fn take(
     run: &Run,
@@ -101,6 +119,7 @@ pub(crate) async fn take(
             let sr = ground.disks.first().map(|disk| disk.sr.name_label.clone()).unwrap_or_default();
             return Err(EngineError::SrFull { sr, action: "take the snapshot".into(), source: Box::new(error) });
         }
+        Err(error) if is_refused_by_storage(&error) => return Err(no_snapshots(&vm.1.name_label, &error)),
         Err(error) => return Err(error).doing("take the snapshot"),
     };
     let record = vm::get_record(session, &reference).await.doing("read the snapshot's record")?;
