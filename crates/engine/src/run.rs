@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use xenvault_xenapi::Session;
 
+use crate::marks;
 use crate::meter::Meter;
 use crate::state::{Entry, Journal, Lease, Made, Operation};
 use crate::sweep::Ending;
@@ -14,6 +15,8 @@ use crate::{Engine, EngineError, sweep};
 pub(crate) struct Run {
     pub(crate) engine: Engine,
     pub(crate) meter: Arc<Meter>,
+    /// Marks the tasks of transfers with this run.
+    session: Session,
     held: Option<Held>,
 }
 
@@ -32,11 +35,13 @@ impl Run {
     ) -> Result<Self, EngineError> {
         let run = uuid::Uuid::new_v4().to_string();
         let journal = engine.state().begin(&run, operation)?;
-        Ok(Self { engine: engine.clone(), meter, held: Some(Held { journal, _lease: lease }) })
+        let note = marks::operation_name("transfer", engine.instance(), &run);
+        let session = engine.session().with_task_note(&note);
+        Ok(Self { engine: engine.clone(), meter, session, held: Some(Held { journal, _lease: lease }) })
     }
 
     pub(crate) fn session(&self) -> &Session {
-        self.engine.session()
+        &self.session
     }
 
     /// The run's id; a UUID.

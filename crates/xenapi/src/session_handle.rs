@@ -32,6 +32,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(300);
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
+    task_note: Arc<str>,
 }
 
 struct Inner {
@@ -99,7 +100,7 @@ impl Session {
             runtime: tokio::runtime::Handle::current(),
             keep_alive: Mutex::new(None),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), task_note: Arc::from("") }
     }
 
     /// Ends the session for all its handles, after what was cancelled has been cleaned up.
@@ -148,6 +149,17 @@ impl Session {
     /// ([`crate::Trust::Pins`]).
     pub fn pinned_hosts(&self) -> PinnedHosts {
         self.inner.directory.pins()
+    }
+
+    /// Another handle of the same session: the tasks of transfers that are started through it bear `note` as their
+    /// description, so that a caller that died can be recognised by what it left.
+    #[must_use]
+    pub fn with_task_note(&self, note: &str) -> Self {
+        Self { inner: Arc::clone(&self.inner), task_note: Arc::from(note) }
+    }
+
+    pub(crate) fn task_note(&self) -> &str {
+        &self.task_note
     }
 
     /// The session's own reference, a secret.
@@ -227,7 +239,7 @@ impl Session {
             loop {
                 tokio::time::sleep(KEEP_ALIVE).await;
                 let Some(inner) = weak.upgrade() else { return };
-                let session = Self { inner };
+                let session = Self { inner, task_note: Arc::from("") };
                 if let Err(error) = session.call("pool.get_all", Repeat::Harmless, Vec::new()).await {
                     tracing::debug!(%error, "keeping the session alive failed");
                 }

@@ -110,7 +110,7 @@ async fn create_task(session: &Session, operation: &str) -> Result<TaskGuard, Xe
     let (found, waiting) = tokio::sync::oneshot::channel();
     let own = session.clone();
     session.background(async move {
-        let made = task::create(&own, &label, "").await.map(|task| TaskGuard::own(&own, task));
+        let made = task::create(&own, &label, own.task_note()).await.map(|task| TaskGuard::own(&own, task));
         // An unwanted guard destroys its task when it is dropped.
         let _ = found.send(made);
     });

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use xenvault_xenapi::{Session, vbd, vdi, vm};
+use xenvault_xenapi::{Session, task, vbd, vdi, vm};
 
 use crate::EngineError;
 use crate::marks::{self, Candidate, NotOurs, Owned};
@@ -18,6 +18,7 @@ pub(crate) struct Inventory {
     pub(crate) vms: BTreeMap<vm::Ref, vm::Record>,
     pub(crate) vdis: BTreeMap<vdi::Ref, vdi::Record>,
     pub(crate) vbds: BTreeMap<vbd::Ref, vbd::Record>,
+    pub(crate) tasks: BTreeMap<task::Ref, task::Record>,
 }
 
 /// What is known about a run beside the pool.
@@ -75,6 +76,7 @@ impl Inventory {
             vms: vm::get_all_records(session).await.doing("list the VMs")?,
             vdis: vdi::get_all_records(session).await.doing("list the disks")?,
             vbds: vbd::get_all_records(session).await.doing("list the VBDs")?,
+            tasks: task::get_all_records(session).await.doing("list the tasks")?,
         })
     }
 

@@ -170,9 +170,25 @@ async fn prepare<'a>(engine: &'a Engine, scope: &Scope) -> Result<(Executor<'a>,
             runs.insert(run, RunFacts::living());
         }
     }
+    claim_tasks(engine, &inventory, &mut runs);
     let question = Question { inventory: &inventory, instance: engine.instance(), runs: &runs, scope };
     let steps = classify::steps(&question);
     Ok((Executor { engine, inventory, runs, histories }, steps))
+}
+
+/// Tasks of transfers bear their run in their description; a dead run has no use for them.
+fn claim_tasks(engine: &Engine, inventory: &Inventory, runs: &mut BTreeMap<String, RunFacts>) {
+    for (reference, record) in &inventory.tasks {
+        let Some((owner, run)) = marks::parse_operation_name(&record.name_description) else { continue };
+        if owner != engine.instance() {
+            continue;
+        }
+        let unknown = || if engine.state().is_alive(run) { RunFacts::living() } else { RunFacts::unknown() };
+        let facts = runs.entry(run.to_owned()).or_insert_with(unknown);
+        if !facts.alive {
+            facts.created.insert((Made::Task, reference.as_str().to_owned()));
+        }
+    }
 }
 
 /// Where a run died while it wrote its point, the repository knows whether the point is there.
