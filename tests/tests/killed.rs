@@ -45,6 +45,7 @@ fn killed_at_twenty_moments_then_run_again() {
     // Each point with what it must hold.
     let mut states = vec![(point(&first), bench.guest_disk("web", "0", DISK_BYTES))];
 
+    let mut unnoted = 0;
     for moment in 0..MOMENTS {
         // Something changes between any two runs: 3 MiB of it, so that the middle of a run is in the data.
         let data: Vec<u8> =
@@ -68,9 +69,15 @@ fn killed_at_twenty_moments_then_run_again() {
         let again = bench.backup("web");
         println!("moment {moment}: then {} ({})", again["level"], again["disks"][0]["reason"]);
         states.push((point(&again), state));
-        // The killed process could not log out; the pool ends its session by itself.
+        // The killed process could not log out; the pool ends its session by itself. Nor could it note a task whose
+        // reference was still on its way to it: such a task holds nothing, nobody can tell whose it is, and the pool
+        // forgets it. There is one of them at most for each kill.
         let left: Vec<String> = bench.left_over().into_iter().filter(|object| !object.starts_with("session")).collect();
-        assert_eq!(left, Vec::<String>::new(), "after moment {moment}");
+        let (tasks, rest): (Vec<String>, Vec<String>) =
+            left.into_iter().partition(|object| object.starts_with("task \"Async."));
+        assert!(tasks.len() <= unnoted + 1, "after moment {moment}: {tasks:?}");
+        unnoted = tasks.len();
+        assert_eq!(rest, Vec::<String>::new(), "after moment {moment}");
         assert_eq!(bench.bases(), 1, "after moment {moment}");
     }
 
