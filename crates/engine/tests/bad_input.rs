@@ -158,6 +158,19 @@ async fn an_sr_without_space_for_the_snapshot_is_refused_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_raw_volume_can_not_be_snapshotted() {
+    let lab = Lab::new(SimOptions {
+        srs: vec![SrSpec::new("raw", SrKind::LvmRaw)],
+        vms: vec![VmSpec::new("vm-1").disk(DiskSpec::new(8 * MIB))],
+        ..Default::default()
+    })
+    .await;
+    let error = lab.fails().await;
+    assert_eq!(finding(&error), FindingKind::SnapshotUnsupported, "{error}");
+    assert_untouched(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_sr_that_is_full_at_the_snapshot() {
     let lab = Lab::small().await;
     let params = vec![String::new(), "There is insufficient space".to_owned(), String::new()];

@@ -300,6 +300,14 @@ async fn requests_that_can_not_be_met_are_refused_before_anything_is_made() {
     let nowhere = RestoreRequest::new(backup.point, SrSelector::Name("nowhere".into()));
     let error = lab.engine.restore(nowhere).await.unwrap_err();
     assert!(matches!(error, EngineError::UnknownSr { .. }), "{error}");
+    let mut small = two_srs(SrKind::Lvm);
+    small.srs[1].size = 10 * MIB;
+    let other = Lab::new(small).await;
+    let options = xenvault_engine::EngineOptions::new(other.path("state"));
+    let engine = xenvault_engine::Engine::open(other.session.clone(), Some(lab.repository.clone()), options).unwrap();
+    let error = engine.restore(request(&backup)).await.unwrap_err();
+    assert!(matches!(error, EngineError::TargetSpace { needed, .. } if needed == 24 * MIB), "{error}");
+    other.assert_clean(0);
     let unknown = RestoreRequest::new("11111111-2222-4333-8444-555555555555".parse().unwrap(), SrSelector::Default);
     assert!(matches!(lab.engine.restore(unknown).await, Err(EngineError::Repository { .. })));
     lab.assert_clean(2);

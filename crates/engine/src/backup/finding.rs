@@ -30,6 +30,8 @@ pub enum FindingKind {
     SrSpace,
     /// The VM does not allow a snapshot at the moment.
     SnapshotNotAllowed,
+    /// A disk can not be snapshotted at all.
+    SnapshotUnsupported,
     /// The SR of a disk is not plugged on any host.
     SrUnplugged,
     /// The chain of the disk is long.
@@ -52,6 +54,7 @@ impl FindingKind {
             Self::NbdMixed => "nbd-mixed",
             Self::SrSpace => "sr-space",
             Self::SnapshotNotAllowed => "snapshot-not-allowed",
+            Self::SnapshotUnsupported => "snapshot-unsupported",
             Self::SrUnplugged => "sr-unplugged",
             Self::ChainDepth => "chain-depth",
             Self::CbtUnsupported => "cbt-unsupported",

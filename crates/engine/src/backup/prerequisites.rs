@@ -32,6 +32,7 @@ pub(crate) struct LiveDisk {
     pub(crate) record: vdi::Record,
     pub(crate) sr: sr::Record,
     pub(crate) trackable: Trackable,
+    can_be_snapshotted: bool,
 }
 
 /// What a backup works on.
@@ -61,6 +62,9 @@ pub(crate) async fn check(engine: &Engine, meter: &Meter, vm: (&vm::Ref, &vm::Re
     let networks = network::get_all_records(session).await.doing("list the networks")?;
     let missing = |finding| EngineError::Prerequisite { finding };
     let access = access(networks.values(), engine.options().clear_text).map_err(missing)?;
+    if let Some(disk) = disks.iter().find(|disk| !disk.can_be_snapshotted) {
+        return Err(missing(unsupported(disk)));
+    }
     snapshot_allowed(session, vm).await?;
     for (sr, record) in srs_of(&disks) {
         plugged(session, &sr, &record).await?;
@@ -116,7 +120,12 @@ async fn disks(
         }
         let Some(sr) = srs.get(&record.sr).cloned() else { continue };
         let trackable = trackable(pool, managers.values(), &sr, &record);
-        disks.push(LiveDisk { device: vbd.userdevice.clone(), reference: vbd.vdi.clone(), record, sr, trackable });
+        // A type that is not listed, or a server that does not list features, is given a chance.
+        let manager = managers.values().find(|manager| manager.type_ == sr.type_ && !manager.features.is_empty());
+        let can_be_snapshotted =
+            !is_raw(&record) && manager.is_none_or(|manager| manager.features.contains_key("VDI_SNAPSHOT"));
+        let (device, reference) = (vbd.userdevice.clone(), vbd.vdi.clone());
+        disks.push(LiveDisk { device, reference, record, sr, trackable, can_be_snapshotted });
     }
     Ok((disks, skipped))
 }
@@ -132,9 +141,22 @@ fn trackable<'a>(
     let manager = managers.find(|manager| manager.type_ == sr.type_);
     let capable = manager.is_some_and(|manager| manager.features.contains_key("VDI_CONFIG_CBT"));
     let kind = matches!(disk.type_, vdi::Type::User | vdi::Type::System);
-    let raw = disk.sm_config.get("type").is_some_and(|format| format == "raw");
     let persistent = disk.on_boot != vdi::OnBoot::Reset;
-    if licensed && capable && kind && !raw && persistent { Trackable::Yes } else { Trackable::No }
+    if licensed && capable && kind && !is_raw(disk) && persistent { Trackable::Yes } else { Trackable::No }
+}
+
+/// A volume without a VHD inside.
+fn is_raw(disk: &vdi::Record) -> bool {
+    disk.sm_config.get("type").is_some_and(|format| format == "raw")
+}
+
+fn unsupported(disk: &LiveDisk) -> Finding {
+    Finding {
+        kind: FindingKind::SnapshotUnsupported,
+        text: format!("disk {} on SR {:?} can not be snapshotted (a raw volume?)", disk.device, disk.sr.name_label),
+        remedy: "move it to an SR whose disks can (`xe vdi-pool-migrate`, or copy it while the VM is halted)"
+            .to_owned(),
+    }
 }
 
 fn describe(skipped: &[SkippedDevice]) -> String {

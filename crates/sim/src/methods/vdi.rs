@@ -75,7 +75,7 @@ pub(crate) fn create_disk(core: &Core, sr: &str, size: u64, fields: Vec<(String,
         db.set("VDI", &vdi, &name, value);
     }
     if info.kind == SrKind::LvmRaw {
-        // The storage manager says so of every raw volume.
+        // The caller's `sm_config` came over it.
         db.put("VDI", &vdi, "sm_config", "type", "raw".to_owned());
     }
     Ok(vdi)
@@ -85,6 +85,8 @@ pub(crate) fn create_disk(core: &Core, sr: &str, size: u64, fields: Vec<(String,
 pub(crate) fn introduce(db: &mut Database, sr: &str, info: &VdiInfo) -> String {
     let uuid = info.vdi.to_string();
     let parent = info.parent.map(|parent| ("vhd-parent".to_owned(), parent.to_string()));
+    // The storage manager says so of every raw volume.
+    let raw = (info.kind == SrKind::LvmRaw).then(|| ("type".to_owned(), "raw".to_owned()));
     db.create(
         "VDI",
         vec![
@@ -95,7 +97,7 @@ pub(crate) fn introduce(db: &mut Database, sr: &str, info: &VdiInfo) -> String {
             ("type", if info.metadata_only { "cbt_metadata".into() } else { "user".into() }),
             ("is_a_snapshot", info.metadata_only.into()),
             ("cbt_enabled", info.cbt_enabled.into()),
-            ("sm_config", Value::map(parent)),
+            ("sm_config", Value::map(parent.into_iter().chain(raw))),
         ],
     )
 }
