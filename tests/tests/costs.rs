@@ -54,8 +54,7 @@ fn number(report: &Value, name: &str) -> u64 {
 
 #[test]
 fn an_unchanged_disk_costs_nothing() {
-    let data = if is_long() { 2 * GIB } else { GIB / 8 };
-    let mut options = one_disk(1024 * GIB, data);
+    let mut options = one_disk(1024 * GIB, 2 * GIB);
     options.attach_delay = Duration::from_millis(200);
     let bench = Bench::start(options);
     bench.backup("web");
@@ -80,7 +79,7 @@ fn an_unchanged_disk_costs_nothing() {
 
 #[test]
 fn scattered_writes_cost_their_blocks() {
-    let writes = if is_long() { 10_000_u64 } else { 2_000 };
+    let writes = 10_000_u64;
     let size = writes * 40 * BLOCK_BYTES / 8;
     let bench = Bench::start(one_disk(size, GIB / 16));
     bench.backup("web");
@@ -144,7 +143,7 @@ const MEMORY_LIMIT_BYTES: u64 = 256 << 20;
 
 #[test]
 fn memory_does_not_grow_with_a_vhd_disk() {
-    let (size, data) = if is_long() { (2040 * GIB, GIB) } else { (2040 * GIB, GIB / 8) };
+    let (size, data) = (2040 * GIB, GIB);
     let (backup, restore) = memory_of(one_disk(size, data), "Local storage");
     println!("2040 GiB, {} MiB of data: backup {} MiB, restore {} MiB", data >> 20, backup >> 20, restore >> 20);
     assert!(backup < MEMORY_LIMIT_BYTES && restore < MEMORY_LIMIT_BYTES, "{backup} {restore}");
