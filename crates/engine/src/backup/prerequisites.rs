@@ -145,6 +145,10 @@ fn trackable<'a>(
     if licensed && capable && kind && !is_raw(disk) && persistent { Trackable::Yes } else { Trackable::No }
 }
 
+/// What to do about a disk that can not be snapshotted.
+pub(crate) const SNAPSHOT_REMEDY: &str =
+    "move raw disks to an SR with VHD disks (`xe vdi-copy`), or detach them from the VM";
+
 /// A volume without a VHD inside.
 fn is_raw(disk: &vdi::Record) -> bool {
     disk.sm_config.get("type").is_some_and(|format| format == "raw")
@@ -153,9 +157,8 @@ fn is_raw(disk: &vdi::Record) -> bool {
 fn unsupported(disk: &LiveDisk) -> Finding {
     Finding {
         kind: FindingKind::SnapshotUnsupported,
-        text: format!("disk {} on SR {:?} can not be snapshotted (a raw volume?)", disk.device, disk.sr.name_label),
-        remedy: "move it to an SR whose disks can (`xe vdi-pool-migrate`, or copy it while the VM is halted)"
-            .to_owned(),
+        text: format!("SR {:?} makes no snapshot of disk {}", disk.sr.name_label, disk.device),
+        remedy: SNAPSHOT_REMEDY.to_owned(),
     }
 }
 

@@ -7,7 +7,7 @@ use xenvault_cbt::{FullReason, Tracking};
 use xenvault_xenapi::{Session, XenApiError, vbd, vdi, vm};
 
 use super::finding::{Finding, FindingKind};
-use super::prerequisites::{Ground, LiveDisk, Trackable};
+use super::prerequisites::{Ground, LiveDisk, SNAPSHOT_REMEDY, Trackable};
 use crate::EngineError;
 use crate::marks::{self, CHAIN, Marks, Role};
 use crate::pool::{Doing as _, await_task, code, is_full, server_time};
@@ -89,9 +89,9 @@ fn is_refused_by_storage(error: &XenApiError) -> bool {
 fn no_snapshots(vm: &str, error: &XenApiError) -> EngineError {
     let said = error.api().map(ToString::to_string).unwrap_or_default();
     let finding = Finding {
-        kind: FindingKind::SnapshotNotAllowed,
+        kind: FindingKind::SnapshotUnsupported,
         text: format!("the storage of VM {vm:?} makes no snapshot of one of its disks ({said})"),
-        remedy: "move raw disks to an SR with VHD disks (`xe vdi-copy`), or detach them from the VM".to_owned(),
+        remedy: SNAPSHOT_REMEDY.to_owned(),
     };
     EngineError::Prerequisite { finding }
 }
