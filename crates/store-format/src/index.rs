@@ -12,9 +12,14 @@ const HEADER_BYTES: usize = PREAMBLE_BYTES + 16 + 4 + 4 + 4;
 const SALT_BYTES: usize = 32;
 const ENTRY_BYTES: usize = 48;
 const MAC_BYTES: usize = 32;
+const CRC_BYTES: usize = 4;
 
 /// Most entries in one segment.
 pub const MAX_SEGMENT_ENTRIES: usize = 1 << 20;
+
+/// Longest segment, in bytes: that with the most entries, each in a pack of its own.
+pub const MAX_SEGMENT_BYTES: usize =
+    HEADER_BYTES + MAX_SEGMENT_ENTRIES * (SALT_BYTES + ENTRY_BYTES) + MAC_BYTES + CRC_BYTES;
 
 /// Where a chunk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,7 +31,7 @@ pub use config::{Config, StoredConfig};
 pub use cut::{Chunker, CutChunk, CutRule};
 pub use error::FormatError;
 pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RepositoryId};
-pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_ENTRIES, encode_index};
+pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, encode_index};
 pub use keys::{ChunkKind, Keys, MasterKey, PackSalt};
 pub use keyslot::{KdfParams, KeySlot};
 pub use map::{

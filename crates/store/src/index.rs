@@ -4,27 +4,39 @@
 //! segment covers (its writer was killed before it published one, or the segment is damaged) is found by the directory
 //! at its end, so an index that is lost costs time and nothing else.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use memmap2::Mmap;
 use tokio::sync::Mutex;
 use xenvault_store_format::{
-    ChunkId, ChunkKind, IndexEntry, IndexLayout, Keys, MAX_SEGMENT_ENTRIES, PACK_HEADER_BYTES, PACK_TRAILER_BYTES,
-    PackHeader, PackId, PackKey, PackTrailer, encode_index,
+    ChunkId, ChunkKind, IndexEntry, IndexLayout, Keys, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, PACK_HEADER_BYTES,
+    PACK_TRAILER_BYTES, PackHeader, PackId, PackKey, PackTrailer, encode_index,
 };
 
 use crate::StoreError;
-use crate::backend::{Backend, put};
+use crate::backend::{Backend, get, put};
 use crate::names;
+
+/// Packs whose directories are read before their chunks become known together.
+const LEARN_PACKS: usize = 64;
+/// Chunks of such packs that are held in memory, beyond those of one pack.
+const LEARN_ENTRIES: usize = 128 * 1024;
 
 /// The index of one open repository.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    segments: RwLock<Arc<Vec<Arc<Segment>>>>,
+    loaded: RwLock<Arc<Loaded>>,
     /// What was looked at already. Also lets one refresh run at a time.
     seen: Mutex<Seen>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Loaded {
+    segments: Vec<Arc<Segment>>,
+    /// Packs that segments name and that are not there: what they held is known, and has to be stored again.
+    lost: HashSet<PackId>,
 }
 
 #[derive(Debug, Default)]
@@ -34,15 +46,44 @@ struct Seen {
 }
 
 impl Index {
-    /// Finds a chunk among the segments that are loaded.
+    /// Finds a chunk in a pack that was there at the last [`Self::refresh`].
     pub(crate) fn find(&self, id: &ChunkId, kind: ChunkKind) -> Option<IndexEntry> {
-        let segments = Arc::clone(&self.segments.read().unwrap_or_else(PoisonError::into_inner));
-        segments.iter().rev().find_map(|segment| segment.find(id)).filter(|entry| entry.kind == kind)
+        let loaded = self.loaded();
+        let is_there = |entry: &IndexEntry| loaded.lost.is_empty() || !loaded.lost.contains(&entry.salt.pack_id());
+        loaded.copies(id, kind).find(is_there)
+    }
+
+    /// Every place of a chunk that is known; those in packs that seem to be gone are the last.
+    pub(crate) fn copies(&self, id: &ChunkId, kind: ChunkKind) -> Vec<IndexEntry> {
+        let loaded = self.loaded();
+        let mut copies: Vec<IndexEntry> = Vec::new();
+        for entry in loaded.copies(id, kind) {
+            if !copies.contains(&entry) {
+                copies.push(entry);
+            }
+        }
+        copies.sort_by_key(|entry| loaded.lost.contains(&entry.salt.pack_id()));
+        copies
+    }
+
+    /// Whether packs that segments name are gone.
+    pub(crate) fn has_lost(&self) -> bool {
+        !self.loaded().lost.is_empty()
+    }
+
+    fn loaded(&self) -> Arc<Loaded> {
+        Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Loaded)) {
+        let mut slot = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut slot));
     }
 
     /// Loads segments that appeared since, and the directories of packs that no segment covers.
     ///
-    /// What is damaged is left out with a warning: chunks that only it knows are missing, others are not.
+    /// What is damaged is left out with a warning: chunks that only it knows are missing, others are not. If the call
+    /// fails or is dropped half way, the next one takes up what this one did not get to.
     pub(crate) async fn refresh(&self, backend: &dyn Backend, keys: &Arc<Keys>) -> Result<(), StoreError> {
         let mut seen = self.seen.lock().await;
         // Packs are listed before segments: a pack that is indexed in between is then covered and not read needlessly.
@@ -54,34 +95,78 @@ impl Index {
                     seen.packs.extend(segment.packs());
                     self.push(segment);
                 }
-                Err(error @ StoreError::Damaged { .. }) => {
+                Err(error @ StoreError::NewerFormat { .. }) => return Err(error),
+                Err(error) => {
                     tracing::warn!(object = name, error = %error, "index segment left out, its packs are read instead");
+                    // What is damaged stays so; what could not be reached is tried again.
+                    if !matches!(error, StoreError::Damaged { .. }) {
+                        continue;
+                    }
                 }
-                Err(error) => return Err(error),
             }
             seen.segments.insert(name);
         }
-        let unknown: Vec<(PackId, String)> = packs
-            .into_iter()
-            .filter_map(|name| names::pack_id(&name).map(|id| (id, name)))
-            .filter(|(id, _)| !seen.packs.contains(id))
-            .collect();
-        for batch in unknown.chunks(64) {
-            let mut entries = Vec::new();
-            for (id, name) in batch {
-                match read_directory(backend, keys, *id, name).await {
-                    Ok(found) => entries.extend(found),
-                    Err(error @ (StoreError::Damaged { .. } | StoreError::NewerFormat { .. })) => {
-                        tracing::warn!(object = name, error = %error, "pack left out of the index");
-                    }
-                    Err(error) => return Err(error),
+        let listed: BTreeMap<PackId, String> =
+            packs.into_iter().filter_map(|name| names::pack_id(&name).map(|id| (id, name))).collect();
+        self.learn(backend, keys, &mut seen, &listed).await?;
+        self.look_for_lost(backend, &seen, &listed).await
+    }
+
+    /// Reads the directories of packs that no segment covers.
+    async fn learn(
+        &self,
+        backend: &dyn Backend,
+        keys: &Arc<Keys>,
+        seen: &mut Seen,
+        listed: &BTreeMap<PackId, String>,
+    ) -> Result<(), StoreError> {
+        let (mut entries, mut learned) = (Vec::new(), Vec::new());
+        let unknown: Vec<_> = listed.iter().filter(|(id, _)| !seen.packs.contains(id)).collect();
+        for (number, &(id, name)) in unknown.iter().enumerate() {
+            match read_directory(backend, keys, *id, name).await {
+                Ok(found) => entries.extend(found),
+                Err(error @ (StoreError::Damaged { .. } | StoreError::NewerFormat { .. })) => {
+                    tracing::warn!(object = name, error = %error, "pack left out of the index");
                 }
-                seen.packs.insert(*id);
+                Err(error) => return Err(error),
             }
-            for part in entries.chunks(MAX_SEGMENT_ENTRIES) {
-                let bytes = encode_index(keys, part).map_err(|error| StoreError::format(names::INDEX, error))?;
-                self.push(Segment::unpublished(keys, bytes).await?);
+            learned.push(*id);
+            if number + 1 == unknown.len() || learned.len() >= LEARN_PACKS || entries.len() >= LEARN_ENTRIES {
+                if !entries.is_empty() {
+                    let bytes = encode_index(keys, &entries);
+                    let bytes = bytes.map_err(|error| StoreError::format(names::INDEX, error))?;
+                    self.push(Segment::unpublished(keys, bytes).await?);
+                }
+                // Not before their chunks can be found, and nothing in between may end this call.
+                seen.packs.extend(learned.drain(..));
+                entries.clear();
             }
+        }
+        Ok(())
+    }
+
+    /// Packs that segments name and that are not listed. They were listed before the segments, so one that has only
+    /// just appeared may be among them: each is asked for by its name.
+    async fn look_for_lost(
+        &self,
+        backend: &dyn Backend,
+        seen: &Seen,
+        listed: &BTreeMap<PackId, String>,
+    ) -> Result<(), StoreError> {
+        let mut lost = HashSet::new();
+        for id in seen.packs.iter().filter(|id| !listed.contains_key(id)) {
+            let name = names::pack(id);
+            match backend.length(&name).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    lost.insert(*id);
+                }
+                Err(error) => return Err(StoreError::io("look for", &name, error)),
+            }
+        }
+        if lost != self.loaded().lost {
+            tracing::warn!(packs = lost.len(), "packs that the index names are gone; what they held is stored again");
+            self.change(|loaded| loaded.lost = lost);
         }
         Ok(())
     }
@@ -104,14 +189,13 @@ impl Index {
 
     /// Publishes what [`Self::refresh`] learned from directories of packs, so that nobody has to read them again.
     pub(crate) async fn publish_learned(&self, backend: &dyn Backend, keys: &Arc<Keys>) -> Result<u64, StoreError> {
-        let all = Arc::clone(&self.segments.read().unwrap_or_else(PoisonError::into_inner));
+        let loaded = self.loaded();
         let mut stored = 0;
-        for segment in all.iter().filter(|segment| !segment.published) {
+        for segment in loaded.segments.iter().filter(|segment| !segment.published) {
             stored += segment.bytes.len() as u64;
             self.publish_bytes(backend, keys, segment.bytes.to_vec()).await?;
             // Only now: a look-up must find the chunks at every moment.
-            let mut slot = self.segments.write().unwrap_or_else(PoisonError::into_inner);
-            Arc::make_mut(&mut slot).retain(|other| !Arc::ptr_eq(other, segment));
+            self.change(|loaded| loaded.segments.retain(|other| !Arc::ptr_eq(other, segment)));
         }
         Ok(stored)
     }
@@ -128,8 +212,14 @@ impl Index {
     }
 
     fn push(&self, segment: Segment) {
-        let mut slot = self.segments.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut slot).push(Arc::new(segment));
+        self.change(|loaded| loaded.segments.push(Arc::new(segment)));
+    }
+}
+
+impl Loaded {
+    fn copies<'a>(&'a self, id: &'a ChunkId, kind: ChunkKind) -> impl Iterator<Item = IndexEntry> + 'a {
+        let found = self.segments.iter().rev().filter_map(|segment| segment.find(id));
+        found.filter(move |entry| entry.kind == kind)
     }
 }
 
@@ -156,9 +246,7 @@ impl Segment {
         let file = match backend.local_path(name) {
             Some(path) => std::fs::File::open(path).map_err(failed)?,
             None => {
-                let length = backend.length(name).await.map_err(failed)?;
-                let length = usize::try_from(length).map_err(|error| failed(std::io::Error::other(error)))?;
-                let bytes = backend.read(name, 0, length).await.map_err(failed)?;
+                let bytes = get(backend, name, MAX_SEGMENT_BYTES).await.map_err(failed)?;
                 temporary(&bytes).map_err(failed)?
             }
         };
@@ -178,6 +266,7 @@ impl Segment {
     ) -> Result<Self, StoreError> {
         let keys = Arc::clone(keys);
         let work = move || {
+            touch(&file).map_err(|error| StoreError::io("read", &name, error))?;
             let bytes = map(&file).map_err(|error| StoreError::io("map", &name, error))?;
             let layout = IndexLayout::check(&bytes, &keys).map_err(|error| StoreError::format(&name, error))?;
             let filter = Filter::new(layout.len(), layout.ids(&bytes));
@@ -187,6 +276,25 @@ impl Segment {
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| StoreError::io("read", names::INDEX, std::io::Error::other(error)))?
+    }
+}
+
+/// Reads the file once in the ordinary way: a bad sector is an error here, and the end of the process where a mapping
+/// meets it first.
+fn touch(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let length = file.metadata()?.len();
+    if length > MAX_SEGMENT_BYTES as u64 {
+        let what = format!("{length} bytes, at most {MAX_SEGMENT_BYTES} expected");
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+    }
+    let mut buffer = vec![0; 256 * 1024];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => return Ok(()),
+            count => at += count as u64,
+        }
     }
 }
 

@@ -36,7 +36,12 @@ impl OpenLeaf {
 
     /// Takes the next chunk over; what lies between it and the one before is zero.
     pub(crate) fn decide(&mut self, block: u64, id: ChunkId, blocks: u64) -> Result<(), StoreError> {
-        let hole = (block - self.first_block()).saturating_sub(self.decided.covered_blocks());
+        let at = block.checked_sub(self.first_block());
+        let Some(hole) = at.and_then(|at| at.checked_sub(self.decided.covered_blocks())) else {
+            // Rather no backup than one whose blocks are at the wrong place.
+            let what = format!("block {block} of the disk is decided already");
+            return Err(StoreError::Misuse { what });
+        };
         let placed = self.decided.push_hole(hole).and_then(|()| self.decided.push_chunk(id, blocks));
         placed.map_err(|error| StoreError::format("map page in the making", error))
     }

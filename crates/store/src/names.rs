@@ -13,9 +13,13 @@ pub(crate) const INDEX: &str = "index";
 pub(crate) const POINTS: &str = "points";
 
 pub(crate) fn pack(id: &PackId) -> String {
-    let name = id.to_string();
-    let folder = name.get(..2).unwrap_or_default();
-    format!("{PACKS}/{folder}/{name}")
+    format!("{}/{id}", pack_folder(id))
+}
+
+/// The folder that a pack of this id lies in.
+pub(crate) fn pack_folder(id: &PackId) -> String {
+    let [first, ..] = id.as_bytes();
+    format!("{PACKS}/{first:02x}")
 }
 
 /// The pack that has this name; `None` for what is no pack of ours.

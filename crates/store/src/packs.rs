@@ -7,7 +7,7 @@
 //! compressing. The first failure ends the run: it is told once in full, and to all others by its text.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -44,6 +44,8 @@ pub(crate) struct Sink {
     jobs: Jobs,
     /// Chunks of this run that no loaded segment of the index knows yet.
     claimed: Arc<Mutex<HashSet<ChunkId>>>,
+    /// Folders of packs that this run did not write and that it refers to.
+    leaned_on: Mutex<BTreeSet<String>>,
     assembler: Mutex<Assembler>,
     failure: Arc<Failure>,
 }
@@ -155,6 +157,7 @@ impl Sink {
             budget_units: units,
             jobs: Jobs::default(),
             claimed,
+            leaned_on: Mutex::default(),
             assembler: Mutex::new(Assembler { encoder: None, buffer: Vec::new(), queue }),
             failure,
         })
@@ -187,10 +190,12 @@ impl Sink {
         room: &mut OwnedSemaphorePermit,
     ) -> bool {
         let guard = FailIfDropped(&self.failure);
+        // Begun before it is claimed: whoever meets the claim, and then waits for all that has begun, waits for this.
+        let job = self.jobs.begin();
         let new = self.claim(&id, kind);
         if new {
             let units = plain.len().div_ceil(BUDGET_UNIT).min(room.num_permits());
-            self.store(id, kind, plain.to_vec(), room.split(units));
+            self.store(id, kind, plain.to_vec(), room.split(units), job);
         }
         std::mem::forget(guard);
         new
@@ -209,16 +214,38 @@ impl Sink {
 
     /// Whether nobody knows this chunk, and nobody else of this run is about to store it.
     fn claim(&self, id: &ChunkId, kind: ChunkKind) -> bool {
-        if self.repository.index.find(id, kind).is_some() {
+        if self.is_known(id, kind) {
             return false;
         }
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         // Once more under the lock: a chunk leaves `claimed` only after the index has it.
-        !claimed.contains(id) && self.repository.index.find(id, kind).is_none() && claimed.insert(*id)
+        !claimed.contains(id) && !self.is_known(id, kind) && claimed.insert(*id)
     }
 
-    fn store(self: &Arc<Self>, id: ChunkId, kind: ChunkKind, plain: Vec<u8>, room: Option<OwnedSemaphorePermit>) {
-        let job = self.jobs.begin();
+    fn is_known(&self, id: &ChunkId, kind: ChunkKind) -> bool {
+        let Some(entry) = self.repository.index.find(id, kind) else { return false };
+        let folder = names::pack_folder(&entry.salt.pack_id());
+        self.leaned_on.lock().unwrap_or_else(PoisonError::into_inner).insert(folder);
+        true
+    }
+
+    /// Makes the packs of others that this run refers to as durable as its own: one that is visible need not be
+    /// durable yet, and its writer may die before it gets there.
+    pub(crate) async fn settle(&self) -> Result<(), StoreError> {
+        let folders: Vec<String> =
+            self.leaned_on.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        let settled = self.repository.backend.settle(&folders).await;
+        settled.map_err(|error| StoreError::io("sync", names::PACKS, error))
+    }
+
+    fn store(
+        self: &Arc<Self>,
+        id: ChunkId,
+        kind: ChunkKind,
+        plain: Vec<u8>,
+        room: Option<OwnedSemaphorePermit>,
+        job: mpsc::Sender<()>,
+    ) {
         let sink = Arc::clone(self);
         self.pool.spawn(Priority::Normal, move || {
             let guard = FailIfDropped(&sink.failure);

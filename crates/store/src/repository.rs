@@ -6,11 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, KdfParams, KeySlot, Keys,
-    MasterKey, PackKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, KeySlot,
+    Keys, MasterKey, PackKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
 };
 
-use crate::backend::{Backend, LocalFolder, get, put};
+use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
 use crate::index::Index;
 use crate::pool::WorkerPool;
@@ -62,7 +62,10 @@ impl Repository {
     /// # Errors
     /// [`StoreError::NotEmpty`]; [`StoreError::Full`] and [`StoreError::Backend`] if the folder can not be written.
     pub async fn init(path: &Path, passphrase: &Secret, options: InitOptions) -> Result<Self, StoreError> {
-        if !is_free(path).map_err(|error| StoreError::io("list", &path.to_string_lossy(), error))? {
+        let failed = |error| StoreError::io("make", &path.to_string_lossy(), error);
+        // Held until the end: of two who make a repository at once, the second one finds that of the first.
+        let _alone = lock_folder(path).await.map_err(failed)?;
+        if !is_free(path).map_err(failed)? {
             return Err(StoreError::NotEmpty { path: path.to_owned() });
         }
         Self::init_on(Arc::new(LocalFolder::new(path)), passphrase, options).await
@@ -203,14 +206,24 @@ impl Repository {
 impl Inner {
     /// The plain bytes of a chunk: found, read, authenticated, unpacked, and hashed again to its id.
     pub(crate) async fn chunk(self: &Arc<Self>, id: &ChunkId, kind: ChunkKind) -> Result<Bytes, StoreError> {
-        let entry = match self.index.find(id, kind) {
-            Some(entry) => entry,
-            None => {
-                // Another writer may have published it since the index was read.
-                self.index.refresh(&*self.backend, &self.keys).await?;
-                self.index.find(id, kind).ok_or(StoreError::ChunkMissing { id: *id })?
+        let mut copies = self.index.copies(id, kind);
+        if copies.is_empty() {
+            // Another writer may have published it since the index was read.
+            self.index.refresh(&*self.backend, &self.keys).await?;
+            copies = self.index.copies(id, kind);
+        }
+        let mut first_error = None;
+        for entry in copies {
+            match self.copy(entry).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => first_error = first_error.or(Some(error)),
             }
-        };
+        }
+        Err(first_error.unwrap_or(StoreError::ChunkMissing { id: *id }))
+    }
+
+    /// One copy of a chunk.
+    async fn copy(self: &Arc<Self>, entry: IndexEntry) -> Result<Bytes, StoreError> {
         let object = names::pack(&entry.salt.pack_id());
         let length = entry.placement.length as usize;
         let frame = self.backend.read(&object, entry.placement.offset.into(), length).await;
@@ -291,6 +304,6 @@ fn is_free(path: &Path) -> std::io::Result<bool> {
     Ok(true)
 }
 
-fn is_absent(error: &std::io::Error) -> bool {
+pub(crate) fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }

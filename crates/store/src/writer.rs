@@ -11,7 +11,7 @@ use crate::backend::put;
 use crate::counters::add;
 use crate::packs::Sink;
 use crate::pool::WorkerPool;
-use crate::repository::Inner;
+use crate::repository::{Inner, is_absent};
 use crate::{DiskOptions, DiskWriter, StoreError, WriteCounters, names};
 
 /// Bounds of a writer.
@@ -104,7 +104,7 @@ impl Writer {
     ///
     /// # Errors
     /// [`StoreError::Full`], [`StoreError::Backend`], [`StoreError::WriterFailed`]: there is no point then.
-    /// [`StoreError::Misuse`] if `pool_uuid` or `vm_uuid` can not be part of an object's name.
+    /// [`StoreError::Misuse`] if `pool_uuid` or `vm_uuid` can not be part of an object's name, or the point exists.
     pub async fn publish(self, manifest: PointManifest) -> Result<PointId, StoreError> {
         // No sweep exists in this version of the format, so none was seen.
         let manifest = PointManifest { newest_sweep_seen: 0, ..manifest };
@@ -112,6 +112,15 @@ impl Writer {
         let repository = &self.sink.repository;
         let bytes = encode_point(&repository.keys, &manifest).map_err(|error| StoreError::format(&name, error))?;
         self.sink.flush().await?;
+        self.sink.settle().await?;
+        match repository.backend.length(&name).await {
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(StoreError::io("look for", &name, error)),
+            Ok(_) => {
+                let what = format!("restore point {} exists already, and a point is never replaced", manifest.id);
+                return Err(StoreError::Misuse { what });
+            }
+        }
         let length = bytes.len() as u64;
         put(&*repository.backend, &name, Bytes::from(bytes))
             .await

@@ -5,14 +5,17 @@
 //! complete and durable, or not there. (`object_store`'s local file system can sync too since its option of that name
 //! exists, but gives no file to map and no way to tell a dead writer's temporary file from a living one's.)
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{Backend, Upload};
@@ -23,30 +26,56 @@ const TEMPORARY: &str = "tmp";
 #[derive(Clone, Debug)]
 pub struct LocalFolder {
     root: PathBuf,
+    /// Folders whose entry in the one above was synced since this was made. That a folder is there is not enough:
+    /// somebody else may have made it, and not have got to syncing it.
+    synced: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Bounds the threads that wait for the medium, and with them the memory that their allocator arenas keep.
+    reads: Arc<Semaphore>,
 }
+
+/// Reads at the same time: enough to keep any disk busy.
+const READS_AT_ONCE: usize = 16;
 
 impl LocalFolder {
     /// The folder at `root`, which need not exist before the first object is written.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), synced: Arc::default(), reads: Arc::new(Semaphore::new(READS_AT_ONCE)) }
+    }
+
+    /// Makes a folder of the repository, and those above it, each of them durable.
+    fn make(&self, folder: &Path) -> io::Result<()> {
+        let known = || self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(folder) && folder.is_dir() {
+            return Ok(());
+        }
+        match folder.parent().filter(|_| folder.starts_with(&self.root) && folder != self.root) {
+            None => make_folder(folder)?,
+            Some(parent) => {
+                self.make(parent)?;
+                create_unless_there(folder)?;
+                sync_folder(parent)?;
+            }
+        }
+        known().insert(folder.to_owned());
+        Ok(())
     }
 }
 
 impl Backend for LocalFolder {
     fn create<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Upload>>> {
-        let (root, target) = (self.root.clone(), self.root.join(name));
+        let (place, target) = (self.clone(), self.root.join(name));
         blocking(move || {
-            make_folder(&root)?;
-            make_folder(&root.join(TEMPORARY))?;
-            let (file, temporary) = create_locked(&root.join(TEMPORARY))?;
-            Ok(Box::new(LocalUpload { file: Some(file), temporary, target }) as Box<dyn Upload>)
+            let folder = place.root.join(TEMPORARY);
+            place.make(&folder)?;
+            let (file, temporary) = create_locked(&folder)?;
+            Ok(Box::new(LocalUpload { place, file: Some(file), temporary, target }) as Box<dyn Upload>)
         })
         .boxed()
     }
 
     fn read<'a>(&'a self, name: &'a str, offset: u64, length: usize) -> BoxFuture<'a, io::Result<Vec<u8>>> {
         let path = self.root.join(name);
-        blocking(move || {
+        let work = move || {
             let file = File::open(path)?;
             // The length may come from a damaged object; the file's own length bounds what is allocated.
             let room = file.metadata()?.len().saturating_sub(offset);
@@ -56,7 +85,17 @@ impl Backend for LocalFolder {
             let mut bytes = vec![0; length];
             file.read_exact_at(&mut bytes, offset)?;
             Ok(bytes)
-        })
+        };
+        let reads = Arc::clone(&self.reads);
+        async move {
+            let turn = reads.acquire_owned().await.map_err(io::Error::other)?;
+            // With the work, which goes on if whoever waits for it goes away.
+            blocking(move || {
+                let _turn = turn;
+                work()
+            })
+            .await
+        }
         .boxed()
     }
 
@@ -81,6 +120,20 @@ impl Backend for LocalFolder {
         blocking(move || remove_abandoned(&folder)).boxed()
     }
 
+    fn settle<'a>(&'a self, folders: &'a [String]) -> BoxFuture<'a, io::Result<()>> {
+        let (place, folders) = (self.clone(), folders.to_vec());
+        blocking(move || {
+            for folder in folders {
+                let folder = place.root.join(folder);
+                // Its own entry first, which another writer may have made only just now.
+                place.make(&folder)?;
+                sync_folder(&folder)?;
+            }
+            Ok(())
+        })
+        .boxed()
+    }
+
     fn local_path(&self, name: &str) -> Option<PathBuf> {
         Some(self.root.join(name))
     }
@@ -91,6 +144,7 @@ impl Backend for LocalFolder {
 }
 
 struct LocalUpload {
+    place: LocalFolder,
     /// Gone while a write is under way; a write that was dropped half way so spoils the upload.
     file: Option<File>,
     temporary: PathBuf,
@@ -119,7 +173,7 @@ impl Upload for LocalUpload {
             blocking(move || {
                 let folder = self.target.parent().unwrap_or(Path::new("/"));
                 file.sync_all()?;
-                make_folder(folder)?;
+                self.place.make(folder)?;
                 fs::rename(&self.temporary, &self.target)?;
                 sync_folder(folder)
             })
@@ -184,14 +238,32 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         make_folder(parent)?;
     }
-    match fs::create_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    create_unless_there(folder)?;
     match folder.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
         _ => sync_folder(Path::new(".")),
     }
+}
+
+fn create_unless_there(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a folder, and waits until nobody else holds it in this way. Without a file system's help, everybody may.
+pub(crate) async fn lock_folder(folder: &Path) -> io::Result<File> {
+    let folder = folder.to_owned();
+    blocking(move || {
+        make_folder(&folder)?;
+        let file = File::open(&folder)?;
+        if let Err(error) = file.lock() {
+            tracing::debug!(error = %error, "the folder can not be locked");
+        }
+        Ok(file)
+    })
+    .await
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -249,6 +321,20 @@ mod tests {
         drop(backend.create("c").await.unwrap());
         assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
         put(&backend, "b", Bytes::new()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn settling_needs_the_folders_to_be_there_for_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = LocalFolder::new(folder.path());
+        fs::create_dir_all(folder.path().join("packs/ab")).unwrap();
+        backend.settle(&["packs/ab".to_owned()]).await.unwrap();
+        let synced = backend.synced.lock().unwrap().clone();
+        assert!(["packs", "packs/ab"].iter().all(|name| synced.contains(&folder.path().join(name))), "{synced:?}");
+        // A folder that goes away is made again, whatever was known of it.
+        fs::remove_dir_all(folder.path().join("packs")).unwrap();
+        put(&backend, "packs/ab/c", Bytes::from_static(b"c")).await.unwrap();
+        assert_eq!(get(&backend, "packs/ab/c", 1).await.unwrap(), b"c");
     }
 
     #[tokio::test]

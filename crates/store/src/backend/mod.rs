@@ -9,9 +9,11 @@ use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 pub use local::LocalFolder;
+pub(crate) use local::lock_folder;
 
 /// A place for objects.
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -29,6 +31,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Removes what uploads that died have left behind. Never touches an upload that lives, nor an object.
     fn clean<'a>(&'a self) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Makes durable what is visible in these folders, whoever has put it there: between a name's appearance and its
+    /// durability lies a moment in which others see it already. Nothing to do where there is no such moment.
+    fn settle<'a>(&'a self, _folders: &'a [String]) -> BoxFuture<'a, io::Result<()>> {
+        std::future::ready(Ok(())).boxed()
+    }
 
     /// The file that holds an object, where there is one; it may be mapped into memory.
     fn local_path(&self, name: &str) -> Option<PathBuf>;
