@@ -300,9 +300,15 @@ fn touch(file: &std::fs::File) -> std::io::Result<()> {
 
 fn temporary(bytes: &[u8]) -> std::io::Result<std::fs::File> {
     use std::io::Write as _;
-    let mut file = tempfile::tempfile()?;
-    file.write_all(bytes)?;
-    Ok(file)
+    let write = || {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(bytes)?;
+        Ok(file)
+    };
+    // Of another file system than the repository's: it must not be that one which is called full.
+    write().map_err(|error: std::io::Error| {
+        std::io::Error::other(format!("temporary file in {}: {error}", std::env::temp_dir().display()))
+    })
 }
 
 #[expect(unsafe_code, reason = "objects of a repository are never changed or shortened once they have their name")]
