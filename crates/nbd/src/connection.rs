@@ -165,6 +165,13 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Reads outlive the connection, and the tasks that could tell them are about to be aborted.
+        self.shared.fail(Failure::Ended);
+    }
+}
+
 #[derive(Debug)]
 struct AbortOnDrop(JoinHandle<()>);
 

@@ -367,6 +367,17 @@ async fn a_read_that_is_given_up_does_not_disturb_the_next() {
 }
 
 #[tokio::test]
+async fn a_read_whose_connection_is_dropped_ends() {
+    let mut script = opened();
+    script.extend([Take(28), Silence]);
+    let connection = open(script, None, &Timeouts::default()).await.unwrap();
+    let read = connection.read(range(0, 4096));
+    drop(connection);
+    let end = tokio::time::timeout(Duration::from_secs(20), read).await.expect("it waits for ever");
+    assert!(matches!(end, Err(NbdError::Lost { .. })), "{end:?}");
+}
+
+#[tokio::test]
 async fn leaving_waits_for_the_end_of_file() {
     let connection = open([opened(), vec![Take(28)]].concat(), None, &limits()).await.unwrap();
     connection.disconnect().await.unwrap();

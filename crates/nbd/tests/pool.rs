@@ -458,3 +458,19 @@ async fn closing_while_reading_ends_the_reads() {
     let results = reads.into_inner().unwrap();
     assert!(matches!(results[..], [Err(NbdError::Closed)]), "{results:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_connection_is_made_up_for_while_a_further_one_is_sought_in_vain() {
+    let host = Host::start(Manners { size: 32 * MIB, ..Manners::default() }).await;
+    // Connects and then says nothing: the search for a further connection ends here.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mute = Endpoint { address: silent.local_addr().unwrap(), ..host.endpoint("/disk") };
+    let mut options = ExportOptions { budget: HostBudget::new(1), connections: 2, ..options() };
+    options.timeouts.handshake = Duration::from_secs(1);
+    host.manners.lock().unwrap().cut_after = vec![2 * MIB];
+    // The mute one is tried first, and from then on last.
+    let export = Export::open(fixed(&[mute, host.endpoint("/disk")]), options).await.unwrap();
+    soon(check_whole(&export)).await.unwrap();
+    assert_eq!((host.seen().opened, export.counters().lost_connections), (2, 1));
+    soon(export.close()).await.unwrap();
+}

@@ -63,7 +63,21 @@ impl ApiFailure {
         let code = ErrorCode::from(parts.next().unwrap_or_default());
         // The only parameter is the reference itself: as good as a password, even if it ended.
         let params = if code == ErrorCode::SessionInvalid { Vec::new() } else { parts.collect() };
-        Self { code, params }
+        let mut failure = Self { code, params };
+        if failure.code == ErrorCode::HandleInvalid && failure.params.first().is_some_and(|class| class == "session") {
+            failure.params.truncate(1);
+        }
+        failure
+    }
+
+    /// The same without this text: pools repeat in some messages what they were sent.
+    pub(crate) fn without(mut self, secret: &str) -> Self {
+        if !secret.is_empty() {
+            for param in self.params.iter_mut().filter(|param| param.contains(secret)) {
+                *param = param.replace(secret, "<hidden>");
+            }
+        }
+        self
     }
 
     /// The number in `SR_BACKEND_FAILURE_n`, if it is such a code.

@@ -5,6 +5,7 @@ use crate::model::{Fields, Repeat};
 use crate::session_handle::Session;
 use crate::value::{DecodeError, FromValue, ToValue, Value};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 /// Added to the wait for the answer, beyond the time that the pool itself waits for events.
@@ -30,7 +31,7 @@ crate::model::enumeration!(Operation {
 });
 
 /// One event.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Event {
     /// Class, in lower case.
     pub class: String,
@@ -40,6 +41,18 @@ pub struct Event {
     pub reference: String,
     /// The object's record, except for [`Operation::Del`].
     pub snapshot: Option<Value>,
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Event");
+        shown.field("class", &self.class).field("operation", &self.operation);
+        if self.class == "session" {
+            // The reference of a session is as good as a password.
+            return shown.finish_non_exhaustive();
+        }
+        shown.field("reference", &self.reference).field("snapshot", &self.snapshot).finish()
+    }
 }
 
 impl Event {

@@ -1,6 +1,7 @@
 //! One call in either encoding: from method and arguments to a document, from the answer to a result or a failure.
 
 use crate::error::{ApiFailure, BoxError, XenApiError};
+use crate::secret::Secret;
 use crate::value::{FromValue, Value, json, xml};
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -27,24 +28,38 @@ pub(crate) enum Encoding {
 pub(crate) type Answer = Result<Value, ApiFailure>;
 
 /// A call, ready to be sent.
-#[derive(Debug)]
 pub(crate) struct Document {
     pub(crate) encoding: Encoding,
+    /// Holds a session's reference or a password.
     pub(crate) body: Vec<u8>,
     id: i64,
+    /// What a failure must not repeat.
+    secret: Secret,
+}
+
+impl std::fmt::Debug for Document {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Document").field("encoding", &self.encoding).field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 static NEXT_ID: AtomicI64 = AtomicI64::new(1);
 
 impl Document {
-    pub(crate) fn new(encoding: Encoding, method: &str, arguments: Vec<Value>) -> Result<Self, XenApiError> {
+    /// A call whose arguments hold `secret`.
+    pub(crate) fn new(
+        encoding: Encoding,
+        method: &str,
+        arguments: Vec<Value>,
+        secret: Secret,
+    ) -> Result<Self, XenApiError> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff;
         let body = match encoding {
             Encoding::Xml => xml::encode_call(method, arguments),
             Encoding::Json => json::encode_call(method, &arguments, id)
                 .map_err(|source| XenApiError::Response { operation: method.to_owned(), source })?,
         };
-        Ok(Self { encoding, body, id })
+        Ok(Self { encoding, body, id, secret })
     }
 
     pub(crate) fn path(&self) -> &'static str {
@@ -68,7 +83,10 @@ impl Document {
             Encoding::Json => json::decode_reply(answer, self.id),
         };
         match decoded {
-            Ok(outcome) => Ok(outcome.map_err(ApiFailure::from_description)),
+            Ok(outcome) => {
+                Ok(outcome
+                    .map_err(|description| ApiFailure::from_description(description).without(self.secret.expose())))
+            }
             Err(source) => Err(XenApiError::Response { operation: method.to_owned(), source }),
         }
     }

@@ -28,7 +28,7 @@ fn recorded(path: &Path) -> Option<Recorded> {
 
 fn decode(encoding: Encoding, method: &str, recorded: &Recorded) -> Result<Answer, XenApiError> {
     // The recordings all use id 1.
-    Document { encoding, body: Vec::new(), id: 1 }.decode(method, recorded.body.as_bytes())
+    Document { encoding, body: Vec::new(), id: 1, secret: Secret::from("") }.decode(method, recorded.body.as_bytes())
 }
 
 /// The typed result as text and as values written again, by method.

@@ -12,6 +12,8 @@ use crate::host;
 use crate::http_client::HttpClient;
 use crate::model::Repeat;
 use crate::rpc::{Document, Encoding};
+use crate::secret::Secret;
+use crate::tasks::TaskGuard;
 use crate::trust::PinnedHosts;
 use crate::value::{FromValue, ToValue, Value};
 use directory::Directory;
@@ -20,8 +22,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-/// How long [`Session::logout`] waits for what was cancelled to be cleaned up.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
+/// How long [`Session::logout`] waits for what was cancelled to be cleaned up: longer than the end of a task is waited
+/// for, so that a task that does not end is destroyed all the same.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(90);
 
 /// How often an otherwise idle session is used, so that the pool does not end it.
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
@@ -188,11 +191,11 @@ impl Session {
         let (session, name) = (self.clone(), method.to_owned());
         self.background(async move {
             let result = session.invoke(&name, Repeat::Never, arguments).await;
-            if let Err(Ok(task)) = found.send(result) {
-                crate::tasks::abandon(&session, task).await;
-            }
+            // The guard goes along: the answer may be given up before it is sent, or after it was.
+            let _ = found.send(result.map(|task| TaskGuard::new(&session, task)));
         });
-        waiting.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: method.to_owned() }))
+        let started = waiting.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: method.to_owned() }));
+        started.map(TaskGuard::release)
     }
 
     /// Runs work that outlives the caller; [`Session::logout`] waits for it.
@@ -280,6 +283,7 @@ impl State {
     /// A call in this session, as a document.
     fn document(&self, method: &str, arguments: &[Value]) -> Result<Document, XenApiError> {
         let own = std::iter::once(self.reference.to_value());
-        Document::new(self.encoding, method, own.chain(arguments.iter().cloned()).collect())
+        let secret = Secret::from(self.reference.as_str());
+        Document::new(self.encoding, method, own.chain(arguments.iter().cloned()).collect(), secret)
     }
 }

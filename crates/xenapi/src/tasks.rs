@@ -108,6 +108,11 @@ impl TaskGuard {
         self.maker = Maker::Handler;
     }
 
+    /// The task's reference, for somebody else to guard.
+    pub(crate) fn release(mut self) -> task::Ref {
+        self.task.take().unwrap_or_default()
+    }
+
     /// The guard itself, leaving one that guards nothing.
     pub(crate) fn take(&mut self) -> Self {
         Self { session: self.session.clone(), task: self.task.take(), maker: self.maker }
@@ -162,7 +167,7 @@ impl TaskGuard {
             Ok(record) => {
                 self.task = None;
                 destroy(&self.session, &task).await;
-                outcome(record, operation())
+                outcome(record, operation(), &self.session)
             }
             Err(error @ XenApiError::TaskVanished { .. }) => {
                 self.task = None;
@@ -202,13 +207,8 @@ impl Drop for TaskGuard {
 }
 
 /// Cancels a task that the pool made, waits a little for its end and destroys it. Nothing is reported: this is the way
-/// out of something that was given up.
-pub(crate) async fn abandon(session: &Session, task: task::Ref) {
-    give_up(session, task, Maker::Pool).await;
-}
-
-/// As [`abandon`]. A task of our own that does not end is ended by us: the pool only notes that a pending task is to be
-/// destroyed, and keeps it for a day.
+/// out of something that was given up. A task of our own that does not end is ended by us: the pool only notes that a
+/// pending task is to be destroyed, and keeps it for a day.
 async fn give_up(session: &Session, task: task::Ref, maker: Maker) {
     let ended = maker != Maker::Us && cancel_and_wait(session, &task).await.is_some();
     if !ended && maker != Maker::Pool {
@@ -222,11 +222,14 @@ async fn give_up(session: &Session, task: task::Ref, maker: Maker) {
 
 /// The task's record at its end, if it came.
 async fn cancel_and_wait(session: &Session, task: &task::Ref) -> Option<task::Record> {
-    if let Err(error) = task::cancel(session, task).await {
-        tracing::debug!(%error, "a task could not be cancelled");
-    }
     let options = WaitOptions { progress_deadline: END_LIMIT, ..WaitOptions::of("cancelling a task") };
-    tokio::time::timeout(END_LIMIT, watch(session, task, &options, Duration::ZERO)).await.ok()?.ok()
+    let cancelling = async {
+        if let Err(error) = task::cancel(session, task).await {
+            tracing::debug!(%error, "a task could not be cancelled");
+        }
+        watch(session, task, &options, Duration::ZERO).await
+    };
+    tokio::time::timeout(END_LIMIT, cancelling).await.ok()?.ok()
 }
 
 async fn destroy(session: &Session, task: &task::Ref) {
@@ -243,14 +246,18 @@ fn is_over(record: &task::Record) -> bool {
 }
 
 /// The result of a task that has ended.
-fn outcome(record: task::Record, operation: String) -> Result<String, XenApiError> {
+fn outcome(record: task::Record, operation: String, session: &Session) -> Result<String, XenApiError> {
     match record.status {
         task::StatusType::Success => Ok(record.result),
         task::StatusType::Cancelled => {
             let failure = ApiFailure { code: ErrorCode::TaskCancelled, params: Vec::new() };
             Err(XenApiError::Api { operation, failure })
         }
-        _ => Err(XenApiError::Api { operation, failure: ApiFailure::from_description(record.error_info) }),
+        _ => {
+            // The handlers of transfers get the session's reference in their address.
+            let failure = ApiFailure::from_description(record.error_info).without(session.reference().as_str());
+            Err(XenApiError::Api { operation, failure })
+        }
     }
 }
 

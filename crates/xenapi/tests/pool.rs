@@ -401,7 +401,10 @@ async fn pbds_and_tasks_read_as_they_are() {
     assert!(pbd::get_all_records(&session).await.unwrap().values().all(|pbd| pbd.currently_attached));
     let own = task::create(&session, "own", "of a test").await.unwrap();
     assert_eq!(task::get_record(&session, &own).await.unwrap().status, task::StatusType::Pending);
+    // A pool only notes that a pending task is to be destroyed: it goes once it has ended.
     task::destroy(&session, &own).await.unwrap();
+    assert_eq!(task::get_record(&session, &own).await.unwrap().status, task::StatusType::Pending);
+    task::set_status(&session, &own, &task::StatusType::Cancelled).await.unwrap();
     let error = wait::<()>(&session, own, WaitOptions::of("nothing"), &CancellationToken::new()).await.unwrap_err();
     assert!(matches!(error, XenApiError::TaskVanished { .. }), "{error:?}");
     session.logout().await.unwrap();

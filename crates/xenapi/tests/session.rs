@@ -3,7 +3,7 @@
 
 mod scripted;
 
-use scripted::{Call, Look, Pool, Reply};
+use scripted::{Call, Look, Pool, Reply, host_ref};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -67,6 +67,41 @@ async fn x01_when_the_coordinator_is_gone_its_members_are_asked() {
     assert_eq!(session.generation(), 2);
     assert_eq!(session.coordinator(), format!("127.0.0.2:{}", pool.port));
     session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x01_a_member_that_can_not_be_verified_does_not_end_the_search() {
+    let failed_over = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&failed_over);
+    let script = move |call: &Call| match (call.method.as_str(), call.host, seen.load(Ordering::SeqCst)) {
+        // Host 1 was down when the certificates were learned.
+        ("host.get_server_certificate", _, _) if call.params[1] == json!(host_ref(1)) => {
+            Some(Reply::Failure(vec!["HOST_OFFLINE"]))
+        }
+        (_, 2, 0) => member_of_host_0(call),
+        ("VM.get_all", _, _) => Some(Reply::Result(json!([]))),
+        _ => None,
+    };
+    let pool = Pool::start(Look { hosts: 3, ..Look::default() }, script).await;
+    let session = Session::login(pool.options()).await.unwrap();
+    failed_over.store(1, Ordering::SeqCst);
+    pool.kill(0);
+    assert!(vm::get_all(&session).await.unwrap().is_empty());
+    assert_eq!(session.coordinator(), format!("127.0.0.3:{}", pool.port));
+    assert!(pool.calls().iter().all(|call| call.host != 1), "a stranger was told the password");
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_logout_over_a_connection_that_just_closed_is_repeated() {
+    let dropped = AtomicUsize::new(0);
+    let pool = Pool::one(move |call| {
+        (call.method == "session.logout" && dropped.fetch_add(1, Ordering::SeqCst) == 0).then(|| Reply::Steps(vec![]))
+    })
+    .await;
+    let session = Session::login(pool.options()).await.unwrap();
+    session.logout().await.unwrap();
+    assert_eq!(pool.count("session.logout"), 2);
 }
 
 /// A pool that ends the first session after login.

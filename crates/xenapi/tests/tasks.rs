@@ -173,6 +173,34 @@ async fn a_start_whose_answer_nobody_waits_for_leaves_no_task() {
 }
 
 #[tokio::test]
+async fn a_start_that_is_dropped_after_its_answer_leaves_no_task() {
+    let (pool, session) = session(runs_until_cancelled()).await;
+    let vm = vm::Ref::new("OpaqueRef:vm");
+    let mut start = Box::pin(vm::clone_async(&session, &vm, "copy"));
+    assert!(futures::poll!(&mut start).is_pending());
+    pool.saw("Async.VM.clone", 1).await;
+    // Time for the answer to be there, unseen.
+    for _ in 0..50 {
+        let _ = vm::get_all(&session).await;
+    }
+    drop(start);
+    session.logout().await.unwrap();
+    assert_eq!((pool.count("task.cancel"), pool.count("task.destroy")), (1, 1));
+}
+
+#[tokio::test]
+async fn the_tasks_failure_does_not_repeat_the_session() {
+    let (_pool, session) = session(|call| match call.method.as_str() {
+        "task.get_record" => Some(task("failure", "", &["INTERNAL_ERROR", "GET /x?session_id=OpaqueRef:session-1&y"])),
+        _ => None,
+    })
+    .await;
+    let error = result::<()>(&session).await.unwrap_err();
+    assert!(error.to_string().contains("GET /x") && !format!("{error} {error:?}").contains("session-1"), "{error:?}");
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_task_without_progress_is_cancelled() {
     let (pool, session) = session(runs_until_cancelled()).await;
     let options = WaitOptions { progress_deadline: Duration::from_millis(50), ..WaitOptions::of("testing") };

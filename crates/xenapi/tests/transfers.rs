@@ -4,6 +4,7 @@
 mod scripted;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use scripted::{Call, Look, Pool, Reply, Step, address, host_ref, task};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -211,6 +212,33 @@ async fn x34_a_host_that_does_not_read_holds_the_sender_back() {
     assert!(matches!(error, XenApiError::Timeout { .. } | XenApiError::Api { .. }), "{error:?}");
     drop(import);
     session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_sent_behind_a_write_that_was_dropped_half_way() {
+    let (pool, session) = session(1, |call| match call.method.as_str() {
+        "PUT" => Some(Reply::Steps(vec![Step::Send(OK.to_vec()), Step::Read(12), Step::Hang])),
+        "task.get_record" => Some(task("cancelled", "", &[])),
+        _ => None,
+    })
+    .await;
+    let huge = Bytes::from(vec![1; 64 << 20]);
+    let mut chunks = import_raw_vdi_chunked(&session, &on(0), &disk()).await.unwrap();
+    tokio::select! {
+        biased;
+        _ = chunks.write(0, huge.clone()) => panic!("nobody read it"),
+        () = async { while pool.uploads().len() < 12 { tokio::time::sleep(Duration::from_millis(5)).await } } => {}
+    }
+    let next = chunks.write(1 << 20, Bytes::from_static(b"x")).now_or_never();
+    assert!(matches!(next, Some(Err(_))), "{next:?}");
+    assert!(chunks.finish().await.is_err());
+    let mut raw = import_raw_vdi(&session, &on(0), &disk(), 1 << 30).await.unwrap();
+    assert!(raw.write(huge).now_or_never().is_none());
+    let next = raw.write(Bytes::from_static(b"x")).now_or_never();
+    assert!(matches!(next, Some(Err(_))), "{next:?}");
+    assert!(raw.finish().await.is_err());
+    session.logout().await.unwrap();
+    assert_eq!((pool.count("task.create"), pool.count("task.destroy")), (2, 2));
 }
 
 #[tokio::test]

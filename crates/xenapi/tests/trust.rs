@@ -3,8 +3,10 @@
 
 mod scripted;
 
-use scripted::{Look, Pool};
-use xenvault_xenapi::{ConnectOptions, PinnedHosts, Session, Trust, XenApiError, fetch_certificates};
+use scripted::{Look, Pool, Reply};
+use xenvault_xenapi::{
+    ConnectOptions, PinnedHosts, Session, Trust, XenApiError, event, fetch_certificates, vdi_nbd_server_info, vm,
+};
 
 #[tokio::test]
 async fn the_pinned_certificate_is_enough() {
@@ -94,4 +96,36 @@ async fn a_ca_file_vouches_for_names() {
 fn secrets_are_not_shown() {
     let options = ConnectOptions::new("https://x", "root", "hunter2", Trust::PlainHttp);
     assert!(!format!("{options:?}").contains("hunter2"));
+    let info = vdi_nbd_server_info::Record { exportname: "/x?session_id=hunter2".into(), ..Default::default() };
+    assert!(!format!("{info:?}").contains("hunter2"));
+    let event = event::Event {
+        class: "session".into(),
+        operation: event::Operation::Add,
+        reference: "OpaqueRef:hunter2".into(),
+        snapshot: None,
+    };
+    assert!(!format!("{event:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn failures_do_not_repeat_secrets() {
+    let pool = Pool::one(|call| match call.method.as_str() {
+        "VM.get_all" => Some(Reply::Failure(vec!["INTERNAL_ERROR", "read_missing(session, OpaqueRef:session-1)"])),
+        "VM.get_all_records" => Some(Reply::Failure(vec!["HANDLE_INVALID", "session", "OpaqueRef:another-one"])),
+        _ => None,
+    })
+    .await;
+    let session = Session::login(pool.options()).await.unwrap();
+    let first = vm::get_all(&session).await.unwrap_err();
+    assert!(first.to_string().contains("read_missing") && !format!("{first:?}").contains("session-1"), "{first:?}");
+    let second = vm::get_all_records(&session).await.unwrap_err();
+    assert!(!format!("{second} {second:?}").contains("another-one"), "{second:?}");
+    session.logout().await.unwrap();
+    let echo = Pool::one(|call| match call.method.as_str() {
+        "session.login_with_password" => Some(Reply::Failure(vec!["INTERNAL_ERROR", "root, correct horse"])),
+        _ => None,
+    })
+    .await;
+    let error = Session::login(echo.options()).await.unwrap_err();
+    assert!(!format!("{error} {error:?}").contains(scripted::PASSWORD), "{error:?}");
 }

@@ -153,23 +153,24 @@ impl Shared {
                     }
                     End::Lost(address) => avoid = Some(address),
                 },
-                Err(error) => {
+                Err((need, error)) => {
                     avoid = None;
-                    self.no_connection(error).await;
+                    self.no_connection(need, error).await;
                 }
             }
         }
     }
 
     /// Waits until one more connection would help, and opens it.
-    async fn connect(&self, avoid: Option<SocketAddr>) -> Result<Line, NbdError> {
+    async fn connect(&self, avoid: Option<SocketAddr>) -> Result<Line, (Need, NbdError)> {
         loop {
             self.queue.until(|waiting| self.one_more_helps(waiting)).await;
             let mut dialer = self.dialer.lock().await;
             // Meanwhile another place may have got the connection that was wanted.
             if self.one_more_helps(self.queue.waiting_bytes()) {
                 let need = if self.alive.load(Ordering::SeqCst) == 0 { Need::First } else { Need::Further };
-                let (connection, place) = dialer.dial(&self.options, need, Some(self.size), avoid).await?;
+                let dialled = dialer.dial(&self.options, need, Some(self.size), avoid).await;
+                let (connection, place) = dialled.map_err(|error| (need, error))?;
                 self.alive.fetch_add(1, Ordering::SeqCst);
                 return Ok(Line { connection, place });
             }
@@ -187,8 +188,10 @@ impl Shared {
     }
 
     /// No address took a connection. With others at work this place rests; without, whoever waits has to know.
-    async fn no_connection(&self, error: NbdError) {
-        if self.alive.load(Ordering::SeqCst) == 0 {
+    ///
+    /// One round for a further connection says too little to give up, even if the last one was lost meanwhile.
+    async fn no_connection(&self, need: Need, error: NbdError) {
+        if need == Need::First {
             self.give_up(error);
         } else {
             tracing::debug!(%error, "reading goes on with fewer NBD connections");

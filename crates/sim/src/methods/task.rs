@@ -51,8 +51,12 @@ pub(crate) fn fail(core: &Core, task: &str, failure: &Failure) {
 fn finish(db: &mut crate::model::Database, task: &str, status: &str) {
     db.set("task", task, "progress", 1.0);
     db.set("task", task, "finished", Value::Date(now()));
+    let unwanted = db.map_value("task", task, "current_operations", "task").as_deref() == Some("destroy");
     db.set("task", task, "current_operations", Value::Map(Vec::new()));
     db.set("task", task, "status", status);
+    if unwanted {
+        db.destroy("task", task);
+    }
 }
 
 /// Runs work under a task. It can be cancelled as long as it has not begun to take effect, which is during the
@@ -102,7 +106,7 @@ pub(super) fn call(call: &Call, simple: &str) -> Option<Outcome> {
         return Some(Err(failure));
     }
     match simple {
-        "destroy" => core.db().destroy("task", task),
+        "destroy" => destroy(core, task),
         "cancel" => cancel(core, task),
         "set_status" => {
             let status = call.text(1);
@@ -114,6 +118,17 @@ pub(super) fn call(call: &Call, simple: &str) -> Option<Outcome> {
         _ => core.db().set("task", task, "error_info", call.value(1)),
     }
     Some(Ok(Value::void()))
+}
+
+/// A task that has not ended is only marked; a real coordinator collects it at the next round after its end, here it
+/// goes with its end.
+fn destroy(core: &Core, task: &str) {
+    let mut db = core.db();
+    if matches!(db.text("task", task, "status").as_str(), "success" | "failure" | "cancelled") {
+        db.destroy("task", task);
+    } else {
+        db.put("task", task, "current_operations", "task", "destroy");
+    }
 }
 
 /// Answers at once; the task ends when its work notices, which transfers never do.

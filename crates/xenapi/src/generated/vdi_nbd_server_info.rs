@@ -13,7 +13,7 @@ pub type Ref = crate::Ref<Record>;
 ///
 /// A field that an older server does not send has its type's default (`""`, 0, `false`, the null reference,
 /// empty, or an unknown enumeration value of no text).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Record {
     pub address: String,
     pub cert: String,
@@ -22,6 +22,17 @@ pub struct Record {
     pub subject: String,
     /// Fields of newer servers that are not known here.
     pub extra: BTreeMap<String, Value>,
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Record")
+            .field("address", &self.address)
+            .field("cert", &self.cert)
+            .field("port", &self.port)
+            .field("subject", &self.subject)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Class for Record {

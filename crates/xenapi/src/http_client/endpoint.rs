@@ -22,6 +22,10 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Reads `https://HOST[:PORT][/]`.
     pub(crate) fn parse(url: &str) -> Result<Self, XenApiError> {
+        if url.contains('@') {
+            // The text may hold a password, wherever its parts begin and end, so nothing of it is shown.
+            return Err(XenApiError::Url { url: "...".to_owned(), reason: "user and password are given apart" });
+        }
         let failed = |reason| XenApiError::Url { url: url.to_owned(), reason };
         let (scheme, rest) = if let Some(rest) = url.strip_prefix("https://") {
             (Scheme::Https, rest)
@@ -31,10 +35,6 @@ impl Endpoint {
             return Err(failed("it must begin with https:// (or http:// where that was allowed)"));
         };
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        if authority.contains('@') {
-            // The text may hold a password, so it is not shown.
-            return Err(XenApiError::Url { url: "...".to_owned(), reason: "user and password are given apart" });
-        }
         if rest.len() > authority.len() + 1 {
             return Err(failed("nothing but a host and a port is expected"));
         }
@@ -108,8 +108,12 @@ mod tests {
         {
             assert!(parsed(url).is_err(), "{url}");
         }
-        let hidden = Endpoint::parse("https://root:hunter2@pool").unwrap_err();
-        assert!(!hidden.to_string().contains("hunter2"));
+        for url in
+            ["https://root:hunter2@pool", "https://root:x/hunter2@pool", "root:hunter2@pool", "HTTPS://a:hunter2@b"]
+        {
+            let hidden = Endpoint::parse(url).unwrap_err();
+            assert!(!format!("{hidden} {hidden:?}").contains("hunter2"), "{hidden:?}");
+        }
     }
 
     proptest! {

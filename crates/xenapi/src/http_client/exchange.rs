@@ -39,8 +39,7 @@ impl Failed {
     }
 }
 
-/// What a POST gave.
-#[derive(Debug)]
+/// What a POST gave; the body may hold a session's reference, so there is no `Debug`.
 pub(crate) struct Posted {
     pub(crate) status: u16,
     pub(crate) body: Bytes,

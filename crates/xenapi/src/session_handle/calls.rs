@@ -140,8 +140,9 @@ impl Session {
     async fn renew(&self, seen: &State, method: &str) -> Result<(), XenApiError> {
         let session = self.clone();
         let (seen, method) = (seen.clone(), method.to_owned());
-        // In a task of its own: a session that was opened is put in place even if the caller is gone.
-        let renewing = self.inner.runtime.spawn(async move {
+        // In a task of its own: a session that was opened is put in place even if the caller is gone, and a logout
+        // waits for it.
+        let renewal = async move {
             let _turn = session.inner.renewing.lock().await;
             if session.current(&method)?.generation != seen.generation {
                 return Ok(());
@@ -174,7 +175,8 @@ impl Session {
                 let _ = login::leave(&old, &limits).await;
             });
             Ok(())
-        });
+        };
+        let renewing = self.inner.background.spawn_on(renewal, &self.inner.runtime);
         renewing.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: "login".to_owned() }))
     }
 }

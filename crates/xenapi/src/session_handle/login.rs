@@ -70,6 +70,12 @@ pub(super) async fn reopen(
                 tracing::debug!(%error, "this host does not answer");
                 first_error.get_or_insert(error);
             }
+            // A member whose certificate was never learned can not be told from a stranger: it is not the one to ask.
+            Err(error @ (XenApiError::Certificate { .. } | XenApiError::UnknownHost { .. }))
+                if first_error.is_some() && directory.is_pinned() && !directory.has_pin(&candidate.host) =>
+            {
+                tracing::debug!(%error, "this host can not be verified");
+            }
             Err(error) => return Err(first_error.unwrap_or(error)),
         }
     }
@@ -137,7 +143,7 @@ async fn try_host(
     for encoding in encodings {
         let arguments =
             [options.user.as_str(), options.password.expose(), "1.0", options.originator.as_str()].map(Value::from);
-        let document = Document::new(*encoding, method, arguments.to_vec())?;
+        let document = Document::new(*encoding, method, arguments.to_vec(), options.password.clone())?;
         let wait = options.timeouts.read_call;
         answer = exchange(&client, document, method, wait, &options.limits).await.map_err(|failed| failed.error);
         used = *encoding;
@@ -263,9 +269,17 @@ async fn certificate_of(state: &State, options: &ConnectOptions, host: &host::Re
 /// Ends a session. One that had ended already is no failure.
 pub(super) async fn leave(state: &State, limits: &Limits) -> Result<(), XenApiError> {
     let method = "session.logout";
-    let document = state.document(method, &[])?;
     let wait = state.client.timeouts.read_call;
-    match exchange(&state.client, document, method, wait, limits).await.map_err(|failed| failed.error)? {
+    let send = || async {
+        let document = state.document(method, &[])?;
+        exchange(&state.client, document, method, wait, limits).await.map_err(|failed| failed.error)
+    };
+    let answer = match send().await {
+        // A kept connection that the host was just closing; a session that is left twice is no failure.
+        Err(XenApiError::Connection { phase: Phase::Response | Phase::Body, .. }) => send().await?,
+        other => other?,
+    };
+    match answer {
         Ok(_) => Ok(()),
         Err(failure) if failure.code == ErrorCode::SessionInvalid => Ok(()),
         Err(failure) => Err(XenApiError::Api { operation: method.to_owned(), failure }),

@@ -164,11 +164,13 @@ impl ChunkedImport {
     ///
     /// # Errors
     /// The task's failure where the host gave up, else [`XenApiError::Connection`] or [`XenApiError::Timeout`]. Nothing
-    /// can be written after an error.
+    /// can be written after an error, nor after a write whose future was dropped before it was done.
     pub async fn write(&mut self, offset: u64, data: Bytes) -> Result<(), XenApiError> {
         if self.upload.failed {
             return Err(self.upload.broken("the transfer had failed before".into()));
         }
+        // Until all of it is sent: a write that is dropped half-way leaves the two sides out of step.
+        self.upload.failed = true;
         let mut at = offset;
         for piece in data.chunks(PIECE_BYTES) {
             let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
@@ -182,6 +184,7 @@ impl ChunkedImport {
             at = at.saturating_add(u64::from(length));
             self.upload.sent = self.upload.sent.saturating_add(u64::from(length));
         }
+        self.upload.failed = false;
         Ok(())
     }
 
@@ -249,9 +252,12 @@ impl RawImport {
         if found > self.length {
             return Err(XenApiError::Length { operation: OPERATION.to_owned(), expected: self.length, found });
         }
+        // Until all of it is sent, as above.
+        self.upload.failed = true;
         if let Err(error) = self.upload.send(&data).await {
             return Err(self.upload.explain(error).await);
         }
+        self.upload.failed = false;
         self.upload.sent = found;
         Ok(())
     }

@@ -44,7 +44,8 @@ pub(crate) fn decode_response(document: &[u8]) -> Result<Value, BoxError> {
     match Request::new("-").call(Received(prepared)) {
         Ok(value) => Ok(own(value)),
         Err(error) => match error.fault() {
-            Some(fault) => Err(format!("XML-RPC fault {}: {}", fault.fault_code, fault.fault_string).into()),
+            // Its text may repeat the call, and with it a secret.
+            Some(fault) => Err(format!("it is XML-RPC fault {}", fault.fault_code).into()),
             None => Err(XmlError::Malformed(text.len()).into()),
         },
     }
