@@ -195,6 +195,8 @@ fn claim(candidate: &Candidate<'_>, instance: &str) -> Result<Owned, NotOurs> {
         }
         // A snapshot that we took of something that bears copied marks, before we could put our own on it: the name
         // was given by us in the very call that made it, so it counts; the copied marks do not.
+        // What is no snapshot we made without marks, so copied ones tell a clone that somebody gave the name of ours.
+        (Some(_), _) if !candidate.is_a_snapshot => Err(NotOurs::CopiedMarks),
         (marked, _) => match by_name {
             Some((owner, run)) if owner == instance => {
                 Ok(Owned { run: run.to_owned(), role: None, vm: None, repository: None, resume_until: None })
@@ -287,6 +289,17 @@ mod tests {
         for strange in ["", "]", "a [xenvault b c]", "[xenvault ]", "x [xenvault 1]"] {
             assert_eq!(parse_operation_name(strange), None, "{strange:?}");
         }
+    }
+
+    #[test]
+    fn a_clone_that_bears_the_name_of_our_snapshot_is_not_ours() {
+        let name = operation_name("backup", ME, RUN_ID);
+        let copied = marks(ME).entries("disk-0");
+        let clone = check(&name, &copied, |vm| {
+            vm.is_a_snapshot = false;
+            vm.in_journal = true;
+        });
+        assert_eq!(clone, Err(NotOurs::CopiedMarks));
     }
 
     #[test]

@@ -71,8 +71,13 @@ impl Run {
     }
 
     /// Ends a run that left nothing behind but what stays on purpose.
-    pub(crate) fn complete(mut self) -> Result<(), EngineError> {
-        self.held.take().map_or(Ok(()), |held| held.journal.close())
+    ///
+    /// Its result is good whatever becomes of the journal: one that can not be removed is a warning, and a sweep finds
+    /// nothing to do for it.
+    pub(crate) fn complete(mut self, meter: &Meter) {
+        if let Some(Err(error)) = self.held.take().map(|held| held.journal.close()) {
+            meter.warn("journal", format!("the journal of this run could not be removed: {error}"));
+        }
     }
 
     /// Ends a good run that could not remove everything: its journal stays for the next sweep.

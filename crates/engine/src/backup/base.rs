@@ -284,7 +284,9 @@ fn weigh(evidence: &mut BaseEvidence, situation: &Situation, base: &PointDisk) {
         hosts: hosts.into_iter().flatten().map(String::as_str).collect(),
     };
     let ran = |power: Option<Power>| power == Some(Power::Running);
-    let end = run_end(notices, &situation.vm, at, ran(record.run.power), ran(evidence.now.run.power));
+    let states = (ran(record.run.power), ran(evidence.now.run.power));
+    let restarted = record.run.start_time != evidence.now.run.start_time;
+    let end = run_end(notices, &situation.vm, at, states, restarted);
     let messages = alarming(notices, &concerned, at);
     evidence.now.run_end = end;
     evidence.now.messages = Some(messages);

@@ -53,14 +53,25 @@ pub(crate) fn alarming(notices: &[Notice], concerned: &Concerned<'_>, base_at: u
 /// How the run that the base saw, and every run since, came to its end.
 ///
 /// Follows the messages of the VM from the state at the base to the state now. Where the two do not fit together the
-/// answer is [`RunEnd::Unknown`]: a crash of a host leaves no message of the VM at all.
-pub(crate) fn run_end(notices: &[Notice], vm: &str, base_at: u64, ran_then: bool, runs_now: bool) -> RunEnd {
+/// answer is [`RunEnd::Unknown`]: a crash of a host leaves no message of the VM at all. `restarted` says that the VM's
+/// start time is another one than at the base.
+pub(crate) fn run_end(
+    notices: &[Notice],
+    vm: &str,
+    base_at: u64,
+    (ran_then, runs_now): (bool, bool),
+    restarted: bool,
+) -> RunEnd {
     let mut events: Vec<(u64, Event)> = notices
         .iter()
         .filter(|notice| notice.object == vm && notice.at > base_at)
         .filter_map(|notice| Some((notice.at, Event::of(&notice.name)?)))
         .collect();
     events.sort_by_key(|&(at, _)| at);
+    // Somebody can have removed messages: a new run that nothing speaks of is not known to have come about cleanly.
+    if restarted && !events.iter().any(|(_, event)| matches!(event, Event::Start | Event::Reboot)) {
+        return RunEnd::Unknown;
+    }
     let mut running = ran_then;
     let mut rest = events.as_slice();
     while let Some(&(at, _)) = rest.first() {
@@ -129,7 +140,7 @@ mod tests {
 
     #[track_caller]
     fn check(expected: RunEnd, list: &[(u64, &str)], ran_then: bool, runs_now: bool) {
-        assert_eq!(run_end(&notices(list), "vm", 10, ran_then, runs_now), expected, "{list:?}");
+        assert_eq!(run_end(&notices(list), "vm", 10, (ran_then, runs_now), false), expected, "{list:?}");
     }
 
     #[test]
@@ -151,6 +162,15 @@ mod tests {
     }
 
     #[test]
+    fn a_new_run_without_any_message_of_it_is_not_believed_to_be_clean() {
+        let end = |list: &[(u64, &str)], states| run_end(&notices(list), "vm", 10, states, true);
+        assert_eq!(end(&[], (true, true)), RunEnd::Unknown, "the messages were removed");
+        assert_eq!(end(&[], (false, false)), RunEnd::Unknown);
+        assert_eq!(end(&[(11, "VM_SHUTDOWN"), (12, "VM_STARTED")], (true, true)), RunEnd::Clean);
+        assert_eq!(end(&[(11, "VM_REBOOTED")], (true, true)), RunEnd::Clean);
+    }
+
+    #[test]
     fn a_crash_of_the_guest_is_unclean() {
         check(RunEnd::Unclean, &[(11, "VM_CRASHED"), (12, "VM_STARTED")], true, true);
     }
@@ -159,7 +179,7 @@ mod tests {
     fn messages_from_before_the_base_and_of_other_vms_say_nothing() {
         check(RunEnd::Clean, &[(9, "VM_CRASHED"), (10, "VM_STARTED")], true, true);
         let other = [Notice { name: "VM_CRASHED".into(), object: "other".into(), at: 12 }];
-        assert_eq!(run_end(&other, "vm", 10, true, true), RunEnd::Clean);
+        assert_eq!(run_end(&other, "vm", 10, (true, true), false), RunEnd::Clean);
     }
 
     #[test]

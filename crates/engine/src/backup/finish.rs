@@ -9,7 +9,7 @@ use super::snapshot::{Shot, Snapshot};
 use crate::marks::{self, Candidate, Role};
 use crate::pool::{await_task, code, gone_is_fine, is_gone, wait_detached, while_busy};
 use crate::run::Run;
-use crate::state::Made;
+use crate::state::{Journal, Made};
 
 /// How long a purge is tried again while the pool says that the disk is in use.
 const BUSY_LIMIT: Duration = Duration::from_secs(60);
@@ -24,7 +24,9 @@ enum Outcome {
 }
 
 /// Returns whether everything was cleaned up.
-pub(crate) async fn clean_up(run: &Run, snapshot: &Snapshot) -> bool {
+pub(crate) async fn clean_up(run: &Run, vm_uuid: &str, snapshot: &Snapshot) -> bool {
+    // Without a journal nothing could be noted; the sweep knows the objects by their marks.
+    let Ok(journal) = run.journal() else { return false };
     let mut clean = true;
     for shot in &snapshot.disks {
         clean &= detach(run, shot).await;
@@ -44,8 +46,8 @@ pub(crate) async fn clean_up(run: &Run, snapshot: &Snapshot) -> bool {
         }
     }
     for shot in &snapshot.disks {
-        match purge(run, shot).await {
-            Ok(Outcome::Base) => clean &= remove_older_bases(run, shot).await,
+        match purge(run, journal, shot).await {
+            Ok(Outcome::Base) => clean &= remove_older_bases(run, shot, vm_uuid).await,
             Ok(Outcome::Gone) => drop(run.removed(Made::Vdi, &shot.record.uuid)),
             Err(error) => clean &= attempt(run, shot, "remove the snapshot's data", Err(error)),
         }
@@ -91,9 +93,9 @@ async fn promote(run: &Run, shot: &Shot) -> Result<(), XenApiError> {
 }
 
 /// Removes the data and keeps the change information; where there is none, removes the disk.
-async fn purge(run: &Run, shot: &Shot) -> Result<Outcome, XenApiError> {
+async fn purge(run: &Run, journal: &Journal, shot: &Shot) -> Result<Outcome, XenApiError> {
     if shot.record.cbt_enabled {
-        match data_destroy(run, shot).await {
+        match data_destroy(run, journal, shot).await {
             Ok(()) => return Ok(Outcome::Base),
             // Tracking was lost in between (X18): there is nothing to keep.
             Err(error)
@@ -115,18 +117,18 @@ async fn purge(run: &Run, shot: &Shot) -> Result<Outcome, XenApiError> {
     Ok(Outcome::Gone)
 }
 
-async fn data_destroy(run: &Run, shot: &Shot) -> Result<(), XenApiError> {
+async fn data_destroy(run: &Run, journal: &Journal, shot: &Shot) -> Result<(), XenApiError> {
     let session = run.session();
     while_busy(BUSY_LIMIT, || async {
         let started = vdi::data_destroy_async(session, &shot.reference).await;
-        let Ok(journal) = run.journal() else { return Ok(()) };
         await_task::<()>(session, journal, run.engine.options(), "VDI.data_destroy", started).await
     })
     .await
 }
 
-/// Removes the bases of the same disk that this run replaces: ours, without data, for the same repository.
-async fn remove_older_bases(run: &Run, shot: &Shot) -> bool {
+/// Removes the bases of the same disk that this run replaces: ours, for the same VM (a disk can be shared by several,
+/// each with points and bases of its own) and the same repository.
+async fn remove_older_bases(run: &Run, shot: &Shot, vm_uuid: &str) -> bool {
     let session = run.session();
     let present = match vdi::get_record(session, &shot.live.reference).await {
         Ok(record) => record.snapshots,
@@ -156,7 +158,8 @@ async fn remove_older_bases(run: &Run, shot: &Shot) -> bool {
         let Ok(owned) = ours else { continue };
         let same_repository =
             owned.repository == run.engine.any_repository().map(|repository| repository.id().to_string());
-        let base = owned.role == Some(Role::Base) && same_repository && !run.engine.state().is_alive(&owned.run);
+        let replaced = owned.vm.as_deref() == Some(vm_uuid) && same_repository;
+        let base = owned.role == Some(Role::Base) && replaced && !run.engine.state().is_alive(&owned.run);
         if base {
             let removed = gone_is_fine(vdi::destroy(session, &reference).await);
             clean &= attempt(run, shot, "remove an older base", removed);

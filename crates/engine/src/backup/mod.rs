@@ -68,8 +68,8 @@ pub(crate) async fn run(engine: &Engine, request: BackupRequest) -> Result<Backu
     match Box::pin(publish(&run, &repository, &request, &ground, (&reference, &record))).await {
         Ok(published) => {
             meter.stage(&Stage::CleanUp);
-            if Box::pin(finish::clean_up(&run, &published.snapshot)).await {
-                run.complete()?;
+            if Box::pin(finish::clean_up(&run, &record.uuid, &published.snapshot)).await {
+                run.complete(&meter);
             } else {
                 run.leave_to_sweep();
             }

@@ -80,7 +80,7 @@ impl Job<'_> {
 
     /// Reads the disk as planned, stores it, and checks a sample. If blocks that nobody called changed turn out to be
     /// different, the changes were not to be trusted: the disk is read again as a whole.
-    pub(crate) async fn store(&self, plan: DiskPlan) -> Result<Stored, EngineError> {
+    pub(crate) async fn store(&self, mut plan: DiskPlan) -> Result<Stored, EngineError> {
         let known = plan.previous.as_ref().map(known_places).unwrap_or_default();
         let mut line = Line { job: self, export: None, sample_bytes: 0, read_bytes: 0 };
         let mut pass = self.first_pass(&plan).await?;
@@ -97,6 +97,8 @@ impl Job<'_> {
                             self.device()
                         ),
                     );
+                    // A list that left out a change is no list to keep: others would join it with theirs.
+                    plan.bitmap = None;
                     pass = self.whole("sample-differs".to_owned()).await;
                 }
                 Some(range) => {

@@ -67,7 +67,7 @@ pub(crate) async fn run(engine: &Engine, request: RestoreRequest) -> Result<Rest
     let work = Work { run: &run, repository: &repository, request: &request, original: &original, name: &name };
     match Box::pin(work.all(&pool, &target, &networks, &sizes)).await {
         Ok(made) => {
-            run.complete()?;
+            run.complete(&meter);
             Ok(RestoreReport {
                 run_id,
                 vm_uuid: made.vm_uuid,

@@ -10,6 +10,7 @@
 mod journal;
 mod record;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -90,6 +91,11 @@ impl State {
     pub(crate) fn is_alive(&self, run: &str) -> bool {
         let Ok(file) = File::open(self.journal_path(run)) else { return false };
         matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// The runs that have a journal and are not among these dead ones: each was alive a moment ago.
+    pub(crate) fn living_runs(&self, dead: &BTreeMap<String, RunHistory>) -> Result<BTreeSet<String>, EngineError> {
+        Ok(self.runs()?.into_iter().filter(|run| !dead.contains_key(run)).collect())
     }
 
     fn runs(&self) -> Result<Vec<String>, EngineError> {

@@ -234,6 +234,10 @@ impl Question<'_> {
         if bases.get(&group(owned)) != Some(&owned.run) {
             return Some((SweepAction::Destroy, "a newer base has replaced it".to_owned()));
         }
+        if owned.role != Some(Role::Base) && record.cbt_enabled {
+            // Its marks have to say so, also where its data is gone already: the journal goes.
+            return Some((SweepAction::DestroyData, reason));
+        }
         Some(self.reduced(record, reason, "it is the base of the next incremental"))
     }
 
@@ -379,6 +383,14 @@ mod tests {
     }
 
     #[test]
+    fn a_base_that_lost_its_data_before_it_was_marked_as_one_is_finished() {
+        let mut pool = Pool::new();
+        pool.run(NEW, Publication::Yes);
+        pool.disk("a", NEW, Role::Snapshot, 100).type_ = vdi::Type::CbtMetadata;
+        assert_eq!(pool.steps(&Scope::Everything), ["a: remove data"]);
+    }
+
+    #[test]
     fn a_point_that_may_not_exist_replaces_no_base() {
         let mut pool = Pool::new();
         pool.run(NEW, Publication::Perhaps);
@@ -453,6 +465,16 @@ mod tests {
         };
         pool.inventory.vdis.insert(vdi::Ref::new("a"), disk);
         assert_eq!(pool.steps(&Scope::Everything), ["s: remove", "a: remove"]);
+    }
+
+    #[test]
+    fn a_vm_that_somebody_made_from_our_snapshot_under_its_name_stays() {
+        let mut pool = Pool::new();
+        let name = operation_name("Xenvault backup", ME, NEW);
+        pool.run(NEW, Publication::No).intended = BTreeSet::from([(Made::Vm, name.clone())]);
+        let vm = vm::Record { uuid: "v".into(), name_label: name, ..Default::default() };
+        pool.inventory.vms.insert(vm::Ref::new("v"), vm);
+        assert_eq!(pool.steps(&Scope::Everything), ["v: keep"]);
     }
 
     #[test]

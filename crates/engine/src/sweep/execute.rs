@@ -163,6 +163,9 @@ impl Executor<'_> {
             other_config.remove(marks::RESUME_UNTIL);
             vdi::set_other_config(session, reference, &other_config).await?;
         }
+        if record.type_ == vdi::Type::CbtMetadata {
+            return Ok(record.cbt_enabled);
+        }
         match while_busy(BUSY_LIMIT, || vdi::data_destroy(session, reference)).await {
             Ok(()) => Ok(true),
             Err(error) => match code(&error) {

@@ -149,7 +149,9 @@ impl Inventory {
 /// Whether a journal says that we made the object, or were going to under that name (which carries our run).
 fn is_ours(runs: &BTreeMap<String, RunFacts>, what: Made, id: &str, name: &str) -> bool {
     runs.values().any(|facts| {
-        facts.created.contains(&(what, id.to_owned())) || facts.intended.contains(&(what, name.to_owned()))
+        // A backup makes snapshots only; what is none and bears the name of one was made from it by somebody else.
+        let intended = facts.restore && facts.intended.contains(&(what, name.to_owned()));
+        intended || facts.created.contains(&(what, id.to_owned()))
     })
 }
 

@@ -117,7 +117,9 @@ pub(crate) async fn clean_run(engine: &Engine, run: &str, ending: Ending) -> Res
             tracing::warn!(%warning, "cleaning up after a failed run");
             engine.options().monitor.warning(warning);
         }
-        clean = done.warnings.is_empty();
+        let open = executor.runs.get(run).is_some_and(|facts| facts.publication == Publication::Perhaps)
+            && steps.iter().any(|step| step.item.action == SweepAction::DestroyData);
+        clean = done.warnings.is_empty() && !open;
         if done.removed > 0 {
             break;
         }
@@ -146,6 +148,7 @@ async fn prepare<'a>(engine: &'a Engine, scope: &Scope) -> Result<(Executor<'a>,
     // Leases first: a run that ends after that is taken for alive, which is harmless; the other way round is not.
     let mut histories: BTreeMap<String, RunHistory> =
         engine.state().dead_runs()?.into_iter().map(|history| (history.run.clone(), history)).collect();
+    let living = engine.state().living_runs(&histories)?;
     if let Scope::Run(run) = scope {
         histories.insert(run.clone(), engine.state().history(run)?);
     }
@@ -166,7 +169,8 @@ async fn prepare<'a>(engine: &'a Engine, scope: &Scope) -> Result<(Executor<'a>,
         histories.iter().map(|(run, history)| (run.clone(), RunFacts::from(history))).collect();
     settle_publications(engine, &histories, &mut runs).await;
     for run in mentioned(&inventory) {
-        if !runs.contains_key(&run) && engine.state().is_alive(&run) {
+        // One that ended since then has other marks by now than the inventory says.
+        if !runs.contains_key(&run) && (living.contains(&run) || engine.state().is_alive(&run)) {
             runs.insert(run, RunFacts::living());
         }
     }
@@ -243,12 +247,15 @@ fn forget(executor: Executor<'_>, steps: &[Step], done: &Done) -> Result<(), Eng
                 && step.item.action == SweepAction::Keep
                 && executor.runs.get(&run).is_some_and(|facts| facts.publication != Publication::Yes)
         });
+        // Its snapshot is what the next incremental may need, and only this journal says so until the repository is asked.
+        let open = executor.runs.get(&run).is_some_and(|facts| facts.publication == Publication::Perhaps)
+            && steps.iter().any(|step| step.run == run && step.item.action == SweepAction::DestroyData);
         let exists = |id: &String| {
             executor.inventory.vms.values().any(|record| record.uuid == *id)
                 || executor.inventory.vdis.values().any(|record| record.uuid == *id)
         };
         let untouched = !steps.iter().any(|step| step.run == run) && history.alive.iter().any(|(_, id)| exists(id));
-        if done.warnings.is_empty() && !waits && !untouched {
+        if done.warnings.is_empty() && !waits && !open && !untouched {
             history.forget()?;
         }
     }
