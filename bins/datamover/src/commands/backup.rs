@@ -26,7 +26,12 @@ pub async fn run(arguments: BackupArguments, format: Format) -> Outcome {
     let request = if arguments.full { BackupRequest::full(vm) } else { BackupRequest::incremental(vm) };
     let job = Job { pool: &arguments.pool, password, repository: Some(repository), options, monitor };
     let ended = job.run(signals, |engine| async move { engine.backup(request).await }).await?;
-    Ok(format.ended(ended, "nothing of this backup is left in the pool, and no point was written", text, json))
+    Ok(format.ended(
+        ended,
+        "what this backup made in the pool was removed, except where a warning says otherwise",
+        text,
+        json,
+    ))
 }
 
 fn text(report: &BackupReport) -> String {

@@ -130,6 +130,9 @@ impl Exit {
     fn of_engine(error: &EngineError) -> Option<Self> {
         match error {
             EngineError::SrFull { .. } | EngineError::NoDisks { .. } => Some(Self::Prerequisite),
+            EngineError::NoNbdAddress { .. } => Some(Self::Prerequisite),
+            EngineError::DiskCount { .. } => Some(Self::Later),
+            EngineError::Configuration { .. } => Some(Self::Damaged),
             EngineError::Pool { .. } | EngineError::Repository { .. } => None,
             _ => match error.kind() {
                 ErrorKind::Request => Some(Self::NotFound),
@@ -225,6 +228,8 @@ mod tests {
             Exit::Repository
         );
         assert_eq!(Exit::of(&EngineError::UnknownVm { wanted: "web".to_owned() }), Exit::NotFound);
+        assert_eq!(Exit::of(&EngineError::DiskCount { vm: 2, snapshot: 1 }), Exit::Later);
+        assert_eq!(Exit::of(&EngineError::NoNbdAddress { device: "0".to_owned() }), Exit::Prerequisite);
         assert_eq!(Exit::of(&std::io::Error::other("anything")), Exit::Failed);
     }
 }

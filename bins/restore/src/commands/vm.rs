@@ -30,7 +30,12 @@ pub async fn run(arguments: VmArguments, format: Format) -> Outcome {
     let options = arguments.pool.engine_options(state, monitor.clone());
     let job = Job { pool: &arguments.pool, password, repository: Some(repository), options, monitor };
     let ended = job.run(signals, |engine| async move { engine.restore(request).await }).await?;
-    Ok(format.ended(ended, "nothing of this restore is left in the pool", text, json))
+    Ok(format.ended(
+        ended,
+        "what this restore made in the pool was removed, except where a warning says otherwise",
+        text,
+        json,
+    ))
 }
 
 fn text(report: &RestoreReport) -> String {

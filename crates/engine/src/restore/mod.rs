@@ -136,6 +136,7 @@ impl Work<'_> {
         let mut disks = Vec::new();
         for stored in &self.original.point.disks {
             let original = self.device(&stored.device).and_then(|device| device.vdi.as_ref());
+            not_restored.extend(original.into_iter().flat_map(|disk| settings::disk_left_out(&stored.device, disk)));
             disks.push(disk::create(run, target, stored, original, &marks).await?);
         }
         self.attach(&vm, &disks).await?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use xenvault_xenapi::value::{FromValue as _, ToValue as _};
-use xenvault_xenapi::{Value, vm};
+use xenvault_xenapi::{Value, vdi, vm};
 
 use super::request::NotRestored;
 use crate::EngineError;
@@ -187,6 +187,20 @@ pub(super) fn bios_strings(original: &BTreeMap<String, String>) -> (BTreeMap<Str
     (settable, !rest.is_empty())
 }
 
+/// What a disk of the original had and the new one does not get.
+pub(super) fn disk_left_out(device: &str, original: &vdi::Record) -> Vec<NotRestored> {
+    let reset = original.on_boot == vdi::OnBoot::Reset;
+    [
+        (reset, "on_boot", "the original forgot its changes at every start, the new disk keeps them"),
+        (original.allow_caching, "allow_caching", "the new disk is not cached on the hosts"),
+        (original.read_only, "read_only", "the new disk can be written to"),
+    ]
+    .into_iter()
+    .filter(|(present, ..)| *present)
+    .map(|(_, field, reason)| NotRestored { field: format!("disk {device}: {field}"), reason: reason.to_owned() })
+    .collect()
+}
+
 /// What the original had and the new VM does not get.
 pub(super) fn left_out(original: &vm::Record) -> Vec<NotRestored> {
     let Value::Map(all) = original.to_value() else { return Vec::new() };
@@ -253,5 +267,13 @@ mod tests {
             ("folder".into(), "/db".into()),
         ]);
         assert_eq!(other_config(&original), BTreeMap::from([("folder".into(), "/db".into())]));
+    }
+
+    #[test]
+    fn settings_of_disks_that_do_not_come_back_are_reported() {
+        assert_eq!(disk_left_out("0", &vdi::Record::default()), []);
+        let original = vdi::Record { on_boot: vdi::OnBoot::Reset, allow_caching: true, ..Default::default() };
+        let left: Vec<String> = disk_left_out("2", &original).into_iter().map(|left| left.field).collect();
+        assert_eq!(left, ["disk 2: on_boot", "disk 2: allow_caching"]);
     }
 }
