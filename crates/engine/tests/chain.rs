@@ -86,6 +86,66 @@ async fn x10_a_host_that_crashed_makes_the_base_suspect() {
     lab.assert_equals_guest(&report, "vm-1").await;
 }
 
+/// A running VM whose host crashes and that is started again; something is written before and after.
+async fn crash_and_start(lab: &Lab) {
+    lab.write(2 * MIB, &noise(1, 100_000));
+    lab.sim.crash_host(0).await.unwrap();
+    // The pool's messages have whole seconds.
+    lab.sim.start_vm("vm-1", 0).await.unwrap();
+    lab.write(3 * MIB, &noise(2, 100_000));
+}
+
+async fn running() -> Lab {
+    let vm = VmSpec::new("vm-1").disk(data_disk(8 * MIB, MIB)).running();
+    Lab::new(SimOptions { vms: vec![vm], ..Default::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x10_after_a_crash_one_full_read_is_enough() {
+    let lab = running().await;
+    lab.incremental().await;
+    crash_and_start(&lab).await;
+    let report = lab.incremental().await;
+    assert_eq!(report.level, Level::Full, "{}", report.reason);
+    lab.assert_equals_guest(&report, "vm-1").await;
+    for round in 3..6 {
+        lab.write(round * MIB, &noise(round, 100_000));
+        let report = lab.incremental().await;
+        assert_eq!((report.level, report.reason.as_str()), (Level::Incremental, "changed-blocks"), "round {round}");
+        lab.assert_equals_guest(&report, "vm-1").await;
+    }
+    lab.assert_clean(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x11_a_chain_that_others_broke_for_good_is_given_up_and_begun_anew() {
+    let lab = running().await;
+    let vm = lab.reference("VM", &lab.sim.vms()[0].uuid).await;
+    // Tracking is on, and somebody takes a snapshot that is removed only after the crash.
+    lab.incremental().await;
+    let snapshot = lab.call("VM.snapshot", &[vm, "of an administrator".into()]).await;
+    crash_and_start(&lab).await;
+    lab.incremental().await;
+    for vbd in lab.call("VM.get_VBDs", std::slice::from_ref(&snapshot)).await.as_array().unwrap() {
+        let disk = lab.call("VBD.get_VDI", std::slice::from_ref(vbd)).await;
+        lab.call("VM.destroy", std::slice::from_ref(&snapshot)).await;
+        lab.call("VDI.destroy", &[disk]).await;
+    }
+    let mut seen = Vec::new();
+    for round in 3..10 {
+        lab.write(round * MIB / 2, &noise(round, 100_000));
+        let report = lab.incremental().await;
+        lab.assert_equals_guest(&report, "vm-1").await;
+        seen.push((report.level, report.reason.clone()));
+    }
+    let full: Vec<_> =
+        seen.iter().filter(|(level, _)| *level == Level::Full).map(|(_, reason)| reason.as_str()).collect();
+    assert!(full.len() <= 3, "{seen:?}");
+    assert_eq!(full, ["unrelated", "unrelated", "chain-broken"], "{seen:?}");
+    assert_eq!(seen.last().unwrap().0, Level::Incremental, "{seen:?}");
+    lab.assert_clean(1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn x11_a_chain_that_was_broken_and_mended_by_others_is_never_counted_across() {
     let lab = Lab::small().await;

@@ -27,6 +27,7 @@ pub(crate) mod fact {
     pub(crate) const SNAPSHOT_TIME: &str = "snapshot-time";
     pub(crate) const DATA: &str = "data-offsets";
     pub(crate) const BASE: &str = "base-snapshot";
+    pub(crate) const UNRELATED: &str = "unrelated-to-base";
 }
 
 /// Facts about the VM at the moment of the snapshot.
@@ -49,6 +50,18 @@ pub(crate) struct DiskPlan {
     pub(crate) bitmap: Option<ChangedBlocks>,
     /// The disk in the parent point, if it has it.
     pub(crate) previous: Option<PointDisk>,
+    pub(crate) kinship: Kinship,
+}
+
+/// What the pool says of base and new snapshot, which should be of one chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kinship {
+    /// Nothing against it.
+    Fine,
+    /// They have no common history, though nothing else spoke against the base.
+    Unrelated,
+    /// The same as at the backup before.
+    UnrelatedAgain,
 }
 
 /// Changes since a disk of the parent point.
@@ -228,21 +241,30 @@ pub(crate) async fn plan(
         (Some(base), Some(disk), BaseDecision::UseBase) => Some(changes(run, base, disk, shot).await?),
         _ => None,
     };
-    Ok(match (decision, changes, previous) {
+    let kinship = match (&changes, &previous) {
+        (Some(Err(FullReason::Unrelated)), Some(disk)) if disk.attributes.contains_key(fact::UNRELATED) => {
+            Kinship::UnrelatedAgain
+        }
+        (Some(Err(FullReason::Unrelated)), _) => Kinship::Unrelated,
+        _ => Kinship::Fine,
+    };
+    let plan = match (decision, changes, previous) {
         (BaseDecision::UseBase, Some(Ok(blocks)), Some(since)) => DiskPlan {
             changes: Some(Changes { blocks: blocks.clone(), since: since.clone() }),
             reason: "changed-blocks".to_owned(),
             bitmap: Some(blocks),
             previous: Some(since),
+            kinship,
         },
         (BaseDecision::UseBase, Some(Err(reason)), previous) => whole(reason, None, previous),
         (BaseDecision::UseBase, _, previous) => whole(FullReason::BaseGone, None, previous),
         (BaseDecision::ReadWhole(reason), changes, previous) => whole(reason, changes.and_then(Result::ok), previous),
-    })
+    };
+    Ok(DiskPlan { kinship, ..plan })
 }
 
 fn whole(reason: FullReason, bitmap: Option<ChangedBlocks>, previous: Option<PointDisk>) -> DiskPlan {
-    DiskPlan { changes: None, reason: reason.to_string(), bitmap, previous }
+    DiskPlan { changes: None, reason: reason.to_string(), bitmap, previous, kinship: Kinship::Fine }
 }
 
 /// The same disk in the parent; else what stood at its place, which says why it can not be counted from.

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use xenvault_xenapi::{ErrorCode, XenApiError, vdi, vm};
 
+use super::base::Kinship;
+use super::bases;
 use super::snapshot::{Shot, Snapshot};
-use crate::marks::{self, Candidate, Role};
+use crate::marks::{self, Role};
 use crate::pool::{await_task, code, gone_is_fine, is_gone, wait_detached, while_busy};
 use crate::run::Run;
 use crate::state::{Journal, Made};
@@ -23,8 +25,8 @@ enum Outcome {
     Gone,
 }
 
-/// Returns whether everything was cleaned up.
-pub(crate) async fn clean_up(run: &Run, vm_uuid: &str, snapshot: &Snapshot) -> bool {
+/// Returns whether everything was cleaned up. `kinship` stands in the order of the snapshot's disks.
+pub(crate) async fn clean_up(run: &Run, vm_uuid: &str, snapshot: &Snapshot, kinship: &[Kinship]) -> bool {
     // Without a journal nothing could be noted; the sweep knows the objects by their marks.
     let Ok(journal) = run.journal() else { return false };
     let mut clean = true;
@@ -45,8 +47,10 @@ pub(crate) async fn clean_up(run: &Run, vm_uuid: &str, snapshot: &Snapshot) -> b
             return false;
         }
     }
-    for shot in &snapshot.disks {
+    for (at, shot) in snapshot.disks.iter().enumerate() {
+        let twice = kinship.get(at) == Some(&Kinship::UnrelatedAgain);
         match purge(run, journal, shot).await {
+            Ok(Outcome::Base) if twice => clean &= give_up_chain(run, journal, shot, vm_uuid).await,
             Ok(Outcome::Base) => clean &= remove_older_bases(run, shot, vm_uuid).await,
             Ok(Outcome::Gone) => drop(run.removed(Made::Vdi, &shot.record.uuid)),
             Err(error) => clean &= attempt(run, shot, "remove the snapshot's data", Err(error)),
@@ -129,41 +133,57 @@ async fn data_destroy(run: &Run, journal: &Journal, shot: &Shot) -> Result<(), X
 /// Removes the bases of the same disk that this run replaces: ours, for the same VM (a disk can be shared by several,
 /// each with points and bases of its own) and the same repository.
 async fn remove_older_bases(run: &Run, shot: &Shot, vm_uuid: &str) -> bool {
-    let session = run.session();
-    let present = match vdi::get_record(session, &shot.live.reference).await {
-        Ok(record) => record.snapshots,
+    let bases = match bases::ours(run, &shot.live.reference).await {
+        Ok(bases) => bases,
         Err(error) => return attempt(run, shot, "list the older bases", Err(error)),
     };
+    let repository = run.engine.any_repository().map(|repository| repository.id().to_string());
     let mut clean = true;
-    for reference in present.into_iter().filter(|reference| *reference != shot.reference) {
-        let record = match vdi::get_record(session, &reference).await {
-            Ok(record) => record,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => {
-                clean &= attempt(run, shot, "look at an older base", Err(error));
-                continue;
-            }
-        };
-        let ours = marks::judge(
-            &Candidate {
-                uuid: &record.uuid,
-                name: &record.name_label,
-                other_config: &record.other_config,
-                is_a_snapshot: record.is_a_snapshot,
-                in_journal: false,
-                foreign_user: !record.vbds.is_empty(),
-            },
-            run.engine.instance(),
-        );
-        let Ok(owned) = ours else { continue };
-        let same_repository =
-            owned.repository == run.engine.any_repository().map(|repository| repository.id().to_string());
-        let replaced = owned.vm.as_deref() == Some(vm_uuid) && same_repository;
-        let base = owned.role == Some(Role::Base) && replaced && !run.engine.state().is_alive(&owned.run);
-        if base {
-            let removed = gone_is_fine(vdi::destroy(session, &reference).await);
+    for base in bases.into_iter().filter(|base| base.reference != shot.reference) {
+        if base.owned.vm.as_deref() == Some(vm_uuid) && base.owned.repository == repository {
+            let removed = gone_is_fine(vdi::destroy(run.session(), &base.reference).await);
             clean &= attempt(run, shot, "remove an older base", removed);
         }
     }
     clean
+}
+
+/// Gives up a chain of changes in which the pool twice found no history between two snapshots in a row: tracking goes
+/// off and so does the base, and the next backup begins a new chain. It does not mend itself (see
+/// [`bases::remove_useless`]), and a snapshot of somebody else that went after a crash is enough to break it.
+///
+/// Where others track the same disk it stays on (X21): they would lose their own chain.
+async fn give_up_chain(run: &Run, journal: &Journal, shot: &Shot, vm_uuid: &str) -> bool {
+    let session = run.session();
+    let device = &shot.live.device;
+    match bases::tracked_by_others(run, &shot.live.reference).await {
+        Ok(None) => {}
+        Ok(Some(other)) => {
+            run.meter.warn(
+                "chain-unrelated",
+                format!(
+                    "disk {device}: the pool finds no history between the snapshots of its last backups, so each reads it \
+                     as a whole. Snapshot {other} of somebody else is tracked too: once nobody needs it, remove it and \
+                     run `xe vdi-disable-cbt uuid={}`; the next backup switches tracking on anew",
+                    shot.live.record.uuid
+                ),
+            );
+            return true;
+        }
+        Err(error) => return attempt(run, shot, "see who else tracks it", Err(error)),
+    }
+    let started = vdi::disable_cbt_async(session, &shot.live.reference).await;
+    let disabled = await_task::<()>(session, journal, run.engine.options(), "VDI.disable_cbt", started).await;
+    if disabled.is_err() {
+        return attempt(run, shot, "give up its broken chain of changes", disabled);
+    }
+    run.meter.warn(
+        "chain-given-up",
+        format!(
+            "disk {device}: the pool found no history between the snapshots of its last backups; tracking was switched \
+             off, and the next backup switches it on anew and reads the disk as a whole once more"
+        ),
+    );
+    let removed = gone_is_fine(vdi::destroy(session, &shot.reference).await);
+    attempt(run, shot, "remove a base that is of no use", removed) && remove_older_bases(run, shot, vm_uuid).await
 }

@@ -1,6 +1,7 @@
 //! Backup of one VM, in the order in which nothing can be lost: check, snapshot, decide, read, verify, publish, clean up.
 
 mod base;
+mod bases;
 mod endpoints;
 mod evidence;
 mod finding;
@@ -31,6 +32,7 @@ use crate::pool::{Doing as _, DoingInRepository as _, server_time};
 use crate::run::Run;
 use crate::state::{Entry, Operation};
 use crate::{Engine, EngineError, sweep};
+use base::Kinship;
 use prerequisites::Ground;
 use read::{Job, Stored};
 use snapshot::Snapshot;
@@ -40,6 +42,8 @@ struct Published {
     point: PointId,
     snapshot: Snapshot,
     disks: Vec<DiskReport>,
+    /// Of each disk of the snapshot.
+    kinship: Vec<Kinship>,
     level: Level,
     reason: String,
 }
@@ -68,7 +72,7 @@ pub(crate) async fn run(engine: &Engine, request: BackupRequest) -> Result<Backu
     match Box::pin(publish(&run, &repository, &request, &ground, (&reference, &record))).await {
         Ok(published) => {
             meter.stage(&Stage::CleanUp);
-            if Box::pin(finish::clean_up(&run, &record.uuid, &published.snapshot)).await {
+            if Box::pin(finish::clean_up(&run, &record.uuid, &published.snapshot, &published.kinship)).await {
                 run.complete(&meter);
             } else {
                 run.leave_to_sweep();
@@ -153,7 +157,9 @@ async fn publish(
         run.meter.warn("journal", format!("the journal could not be written: {error}"));
     }
     let level = if level == StoredLevel::Inc { Level::Incremental } else { Level::Full };
-    Ok(Published { point, snapshot, disks: stored.into_iter().map(|stored| stored.report).collect(), level, reason })
+    let kinship = stored.iter().map(|stored| stored.kinship).collect();
+    let disks = stored.into_iter().map(|stored| stored.report).collect();
+    Ok(Published { point, snapshot, disks, kinship, level, reason })
 }
 
 async fn configuration(run: &Run, ground: &Ground, vm: &vm::Record) -> Result<Vec<u8>, EngineError> {

@@ -11,7 +11,7 @@ use xenvault_vhd::{AllocationMap, HeadParser, HeadProgress};
 use xenvault_xenapi::transfer::{ExportBody, ExportFormat, export_raw_vdi};
 use xenvault_xenapi::{host, pbd};
 
-use super::base::{DiskPlan, Situation, fact, facts};
+use super::base::{DiskPlan, Kinship, Situation, fact, facts};
 use super::endpoints::{Access, source};
 use super::request::{DiskReport, Level};
 use super::sample::{Dice, Field, Reservoir, choose};
@@ -42,6 +42,7 @@ enum Allocation {
 pub(crate) struct Stored {
     pub(crate) disk: PointDisk,
     pub(crate) report: DiskReport,
+    pub(crate) kinship: Kinship,
 }
 
 /// Everything about one disk that its transfer needs.
@@ -112,7 +113,7 @@ impl Job<'_> {
             None => None,
         };
         let report = self.report(&pass, &line);
-        Ok(Stored { disk: self.point_disk(&pass, &plan, stored, bitmap, &known), report })
+        Ok(Stored { disk: self.point_disk(&pass, &plan, stored, bitmap, &known), report, kinship: plan.kinship })
     }
 
     async fn first_pass(&self, plan: &DiskPlan) -> Result<Pass, EngineError> {
@@ -211,6 +212,9 @@ impl Job<'_> {
             attributes.insert(fact::BASE.to_owned(), base.snapshot_vdi_uuid.clone());
         } else if let (Some(_), Some(previous)) = (&bitmap, &plan.previous) {
             attributes.insert(fact::BASE.to_owned(), previous.snapshot_vdi_uuid.clone());
+        }
+        if plan.kinship != Kinship::Fine {
+            attributes.insert(fact::UNRELATED.to_owned(), "true".to_owned());
         }
         PointDisk {
             vdi_uuid: self.shot.live.record.uuid.clone(),

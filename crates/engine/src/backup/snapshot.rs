@@ -6,6 +6,7 @@ use std::time::Duration;
 use xenvault_cbt::{FullReason, Tracking};
 use xenvault_xenapi::{Session, XenApiError, vbd, vdi, vm};
 
+use super::bases;
 use super::finding::{Finding, FindingKind};
 use super::prerequisites::{Ground, LiveDisk, SNAPSHOT_REMEDY, Trackable};
 use crate::EngineError;
@@ -50,6 +51,7 @@ pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeM
         }
         let mut unsupported = false;
         if !disk.record.cbt_enabled {
+            bases::remove_useless(run, &disk.device, &disk.reference).await;
             let started = vdi::enable_cbt_async(session, &disk.reference).await;
             let options = run.engine.options();
             let enabled = await_task::<()>(session, run.journal()?, options, "VDI.enable_cbt", started).await;
