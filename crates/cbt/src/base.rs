@@ -59,15 +59,13 @@ pub struct VmRun {
 }
 
 /// How the runs of the VM that ended since the base came to their end.
-///
-/// Not looked at while the VM still is in the run that the base saw (same start, still running or moved alive).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunEnd {
     /// All of them cleanly: shut down, rebooted or suspended through the toolstack. Also if none ended.
     Clean,
     /// At least one by a crash of its host, an HA restart, or a forced reset of the power state.
     Unclean,
-    /// The pool's messages do not tell.
+    /// The pool's messages do not tell, or do not fit to what is known about the VM then and now.
     Unknown,
 }
 
@@ -77,7 +75,7 @@ pub enum RunEnd {
 pub enum PoolMessage {
     /// `VDI_CBT_METADATA_INCONSISTENT`, `VDI_CBT_RESIZE_FAILED` or `VDI_CBT_SNAPSHOT_FAILED` on this disk.
     Cbt,
-    /// A host failed, or HA restarted the VM (`HA_...`).
+    /// A host failed or was fenced (`HA_...`, `CLUSTER_HOST_FENCING`).
     Ha,
 }
 
@@ -117,6 +115,9 @@ pub struct DiskNow {
     pub base_snapshot_of: Option<String>,
     /// The VM's run.
     pub run: VmRun,
+    /// Boot time, as it is now, of the host on which the VM ran at the base; `None` if that is not known. Tells more
+    /// about a run whose end nobody saw; a run that was moved away or ended cleanly does not depend on it.
+    pub base_host_boot_time: Option<u64>,
     /// How the runs since the base ended.
     pub run_end: RunEnd,
     /// Messages since the base; `None` if they could not be read.
@@ -231,17 +232,20 @@ fn suspicion(base: &BaseRecord, now: &DiskNow) -> Option<SuspectCause> {
             return Some(SuspectCause::Unknown);
         }
     }
-    let same_run = start_then == start_now && power_then == power_now;
-    if same_run {
-        // On another host it was moved alive, which closes the disk properly on the old one.
-        let same_host = power_now == Power::Running && then.host_uuid == run.host_uuid;
-        return (same_host && rebooted(then.host_boot_time, run.host_boot_time)).then_some(SuspectCause::HostRebooted);
-    }
     match now.run_end {
-        RunEnd::Clean => None,
-        RunEnd::Unclean => Some(SuspectCause::UncleanShutdown),
-        RunEnd::Unknown => Some(SuspectCause::Unknown),
+        RunEnd::Unclean => return Some(SuspectCause::UncleanShutdown),
+        RunEnd::Unknown => {
+            let booted_since = now.base_host_boot_time.is_some_and(|time| rebooted(then.host_boot_time, Some(time)));
+            let crashed = power_then == Power::Running && booted_since;
+            return Some(if crashed { SuspectCause::HostRebooted } else { SuspectCause::Unknown });
+        }
+        RunEnd::Clean => {}
     }
+    // On another host it was moved alive, which closes the disk properly on the old one.
+    let same_run = start_then == start_now && power_then == power_now;
+    let same_host = power_now == Power::Running && then.host_uuid == run.host_uuid;
+    let crashed = same_run && same_host && rebooted(then.host_boot_time, run.host_boot_time);
+    crashed.then_some(SuspectCause::HostRebooted)
 }
 
 fn rebooted(then: Option<u64>, now: Option<u64>) -> bool {
@@ -289,7 +293,8 @@ mod tests {
                 base: BaseState::BitmapOnly,
                 base_snapshot_of: Some("disk".into()),
                 run: running("host", 1_000, 2_000),
-                run_end: RunEnd::Unknown,
+                base_host_boot_time: Some(1_000),
+                run_end: RunEnd::Clean,
                 messages: Some(Vec::new()),
             },
         }
@@ -427,6 +432,38 @@ mod tests {
     }
 
     #[test]
+    fn x10_a_run_that_seems_to_go_on_must_fit_to_the_messages() {
+        // A restart within the same second as the start before: only the messages tell.
+        check("suspect:unknown", |e| e.now.run_end = RunEnd::Unknown);
+        check("suspect:unclean-shutdown", |e| e.now.run_end = RunEnd::Unclean);
+    }
+
+    #[test]
+    fn x10_a_host_that_was_booted_since_explains_an_end_that_nobody_saw() {
+        let crashed = |e: &mut BaseEvidence| {
+            e.now.run = at_rest(Power::Halted, 2_000);
+            e.now.run_end = RunEnd::Unknown;
+            e.now.base_host_boot_time = Some(5_000);
+        };
+        check("suspect:host-rebooted", crashed);
+        check("suspect:unknown", |e| {
+            crashed(e);
+            e.now.base_host_boot_time = None;
+        });
+        check("suspect:unknown", |e| {
+            crashed(e);
+            base(e).run = at_rest(Power::Suspended, 2_000);
+        });
+        // Booted after the VM had left it in good order.
+        check("use-base", |e| e.now.base_host_boot_time = Some(1_010));
+        check("use-base", |e| {
+            crashed(e);
+            e.now.run_end = RunEnd::Clean;
+        });
+        check("use-base", |e| (e.now.run, e.now.base_host_boot_time) = (running("another", 77, 2_000), Some(5_000)));
+    }
+
+    #[test]
     fn a_vm_that_did_not_run_at_all_needs_no_host() {
         for power in [Power::Halted, Power::Suspended] {
             check("use-base", |e| {
@@ -434,7 +471,10 @@ mod tests {
                 e.now.run = at_rest(power, 2_000);
             });
         }
-        check("suspect:unknown", |e| base(e).run = at_rest(Power::Halted, 1_000));
+        check("suspect:unknown", |e| {
+            base(e).run = at_rest(Power::Halted, 1_000);
+            e.now.run_end = RunEnd::Unknown;
+        });
     }
 
     #[test]

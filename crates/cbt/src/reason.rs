@@ -12,6 +12,8 @@ pub enum FullReason {
     FirstBackup,
     /// The caller asked for a full read.
     Requested,
+    /// What the pool lists as changed is checked this time against the whole disk.
+    Verification,
     /// Changed block tracking is off on the live disk or was off when its snapshot was taken.
     CbtDisabled,
     /// The pool's licence, the SR's type or the disk's kind has no changed block tracking.
@@ -76,6 +78,7 @@ impl fmt::Display for FullReason {
         f.pad(match self {
             Self::FirstBackup => "first-backup",
             Self::Requested => "requested",
+            Self::Verification => "verification",
             Self::CbtDisabled => "cbt-disabled",
             Self::CbtUnsupported => "cbt-unsupported",
             Self::BaseGone => "base-gone",

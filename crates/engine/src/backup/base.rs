@@ -7,13 +7,13 @@ use xenvault_cbt::{
     Tracking, VmRun, decide,
 };
 use xenvault_store::{Point, PointDisk, PointFilter, Repository};
-use xenvault_xenapi::{Session, XenApiError, host, message, vdi, vm, vm_metrics};
+use xenvault_xenapi::{DateTime, Session, XenApiError, host, message, pool, vdi, vm, vm_metrics};
 
-use super::evidence::{Concerned, Notice, alarming, run_end};
+use super::evidence::{Concerned, Notice, Seen, WINDOW_SECONDS, alarming, run_end};
 use super::request::LevelRequest;
 use super::snapshot::Shot;
 use crate::EngineError;
-use crate::pool::{Doing as _, DoingInRepository as _, await_task, code, is_gone};
+use crate::pool::{Doing as _, DoingInRepository as _, await_task, code, is_gone, server_time};
 use crate::run::Run;
 
 /// Names of the facts that a point keeps with each disk for the next choice of a base.
@@ -25,17 +25,25 @@ pub(crate) mod fact {
     pub(crate) const HOST_BOOT: &str = "resident-host-boot-time";
     pub(crate) const VM_START: &str = "vm-start-time";
     pub(crate) const SNAPSHOT_TIME: &str = "snapshot-time";
+    pub(crate) const MESSAGES: &str = "messages-seen";
     pub(crate) const DATA: &str = "data-offsets";
     pub(crate) const BASE: &str = "base-snapshot";
     pub(crate) const UNRELATED: &str = "unrelated-to-base";
 }
 
-/// Facts about the VM at the moment of the snapshot.
+/// Facts about the VM just before or just after a snapshot.
+///
+/// A point keeps those from before its snapshot: whatever happens after that, a crash between the snapshot and the
+/// reading of facts too, has to count as having happened since. The decision takes those from after the new snapshot.
 #[derive(Clone, Debug)]
 pub(crate) struct Situation {
     pub(crate) run: VmRun,
     /// `None` if the pool's messages can not be read.
     pub(crate) notices: Option<Vec<Notice>>,
+    /// Boot time of each host, by its UUID.
+    boot_times: BTreeMap<String, u64>,
+    /// Server time when it was read, seconds since 1970.
+    at: u64,
     pub(crate) pool: String,
     pub(crate) vm: String,
 }
@@ -91,8 +99,15 @@ pub(crate) async fn parent(
     }
 }
 
-/// Reads the facts that make a base trustworthy or not. What can not be read stays unknown.
-pub(crate) async fn situation(session: &Session, pool: &str, vm: &vm::Record) -> Result<Situation, EngineError> {
+/// Reads the facts that make a base trustworthy or not, with the messages since `from` (seconds since 1970). What can
+/// not be read stays unknown.
+pub(crate) async fn situation(
+    session: &Session,
+    pool: &pool::Record,
+    vm: &vm::Record,
+    from: Option<u64>,
+) -> Result<Situation, EngineError> {
+    let at = server_time(session, pool).await?;
     let power = match vm.power_state {
         vm::PowerState::Running | vm::PowerState::Paused => Some(Power::Running),
         vm::PowerState::Halted => Some(Power::Halted),
@@ -100,11 +115,16 @@ pub(crate) async fn situation(session: &Session, pool: &str, vm: &vm::Record) ->
         vm::PowerState::Unknown(_) => None,
     };
     let mut run = VmRun { power, host_uuid: None, host_boot_time: None, start_time: None };
-    if let Some(resident) = vm.resident_on.non_null()
-        && let Ok(record) = host::get_record(session, resident).await
-    {
-        run.host_boot_time = record.other_config.get("boot_time").and_then(|text| seconds(text));
-        run.host_uuid = Some(record.uuid);
+    let mut boot_times = BTreeMap::new();
+    if let Ok(hosts) = host::get_all_records(session).await {
+        for (reference, record) in hosts {
+            let boot_time = record.other_config.get("boot_time").and_then(|text| seconds(text));
+            if vm.resident_on == reference {
+                run.host_boot_time = boot_time;
+                run.host_uuid = Some(record.uuid.clone());
+            }
+            boot_times.extend(boot_time.map(|time| (record.uuid, time)));
+        }
     }
     if let Some(metrics) = vm.metrics.non_null() {
         run.start_time = match vm_metrics::get_record(session, metrics).await {
@@ -112,13 +132,26 @@ pub(crate) async fn situation(session: &Session, pool: &str, vm: &vm::Record) ->
             Err(_) => None,
         };
     }
-    let notices = message::get_all_records(session).await.ok().map(|all| all.into_values().map(notice).collect());
+    let from = from.unwrap_or(at).min(at.saturating_sub(WINDOW_SECONDS)).saturating_sub(1);
+    let since = DateTime::from_unix_seconds(i64::try_from(from).unwrap_or(0));
+    let notices = match message::get_since(session, since).await {
+        Ok(all) => Some(all.into_values().map(notice).collect()),
+        Err(error) => {
+            tracing::warn!(%error, "the pool's messages can not be read: bases count as suspect");
+            None
+        }
+    };
+    Ok(Situation { run, notices, boot_times, at, pool: pool.uuid.clone(), vm: vm.uuid.clone() })
+}
 
-    Ok(Situation { run, notices, pool: pool.to_owned(), vm: vm.uuid.clone() })
+/// From when on messages matter for the bases of a point, seconds since 1970.
+pub(crate) fn messages_from(parent: Option<&Point>) -> Option<u64> {
+    parent?.disks.iter().filter_map(|disk| seen(disk).map(|seen| seen.from)).min()
 }
 
 fn notice(record: message::Record) -> Notice {
     Notice {
+        uuid: record.uuid,
         name: record.name,
         object: record.obj_uuid,
         at: u64::try_from(record.timestamp.unix_seconds()).unwrap_or(0),
@@ -153,7 +186,19 @@ pub(crate) fn facts(situation: &Situation, shot: &Shot) -> BTreeMap<String, Stri
             facts.insert(name.to_owned(), value);
         }
     }
+    if let Some(notices) = &situation.notices {
+        facts.insert(fact::MESSAGES.to_owned(), Seen::remember(notices, &situation.vm, situation.at).to_text());
+    }
     facts
+}
+
+/// Which messages a point knew of. Points of earlier releases remember the moment only.
+fn seen(disk: &PointDisk) -> Option<Seen> {
+    let number = |name: &str| disk.attributes.get(name).and_then(|text| text.parse::<u64>().ok());
+    match disk.attributes.get(fact::MESSAGES) {
+        Some(text) => Seen::parse(text),
+        None => number(fact::SNAPSHOT_TIME).map(Seen::before),
+    }
 }
 
 /// What a point kept about a disk, as evidence.
@@ -289,15 +334,23 @@ fn now(situation: &Situation, shot: &Shot) -> DiskNow {
         base: BaseState::Gone,
         base_snapshot_of: None,
         run: situation.run.clone(),
+        base_host_boot_time: None,
         run_end: xenvault_cbt::RunEnd::Unknown,
         messages: None,
     }
 }
 
-/// Adds what the pool's messages since the base say.
+/// Adds what is known about the time since the base.
 fn weigh(evidence: &mut BaseEvidence, situation: &Situation, base: &PointDisk) {
-    let at = base.attributes.get(fact::SNAPSHOT_TIME).and_then(|text| text.parse::<u64>().ok());
-    let (Some(notices), Some(at), Some(record)) = (&situation.notices, at, &evidence.base) else { return };
+    let Some(record) = &evidence.base else { return };
+    let boot_time = record.run.host_uuid.as_ref().and_then(|host| situation.boot_times.get(host));
+    evidence.now.base_host_boot_time = boot_time.copied();
+    let (Some(notices), Some(seen)) = (&situation.notices, seen(base)) else { return };
+    // The clock went back by so much that new messages can be older than what the base had seen: nothing is known.
+    if situation.at.saturating_add(WINDOW_SECONDS / 2) < seen.from.saturating_add(WINDOW_SECONDS) {
+        return;
+    }
+    let new = seen.newer(notices);
     let hosts = [&record.run.host_uuid, &evidence.now.run.host_uuid];
     let concerned = Concerned {
         vm: &situation.vm,
@@ -308,10 +361,8 @@ fn weigh(evidence: &mut BaseEvidence, situation: &Situation, base: &PointDisk) {
     let ran = |power: Option<Power>| power == Some(Power::Running);
     let states = (ran(record.run.power), ran(evidence.now.run.power));
     let restarted = record.run.start_time != evidence.now.run.start_time;
-    let end = run_end(notices, &situation.vm, at, states, restarted);
-    let messages = alarming(notices, &concerned, at);
-    evidence.now.run_end = end;
-    evidence.now.messages = Some(messages);
+    evidence.now.run_end = run_end(&new, &situation.vm, states, restarted);
+    evidence.now.messages = Some(alarming(&new, &concerned));
 }
 
 /// Older to newer snapshot, as a task (X12, X13). A failure of the listing is a reason to read everything, no failure

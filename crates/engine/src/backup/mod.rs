@@ -114,20 +114,22 @@ async fn publish(
     vm: (&vm::Ref, &vm::Record),
 ) -> Result<Published, EngineError> {
     let session = run.session();
+    let parent = base::parent(repository, run, &ground.pool.uuid, &vm.1.uuid).await?;
+    let record = vm::get_record(session, vm.0).await.doing("read the VM's record")?;
+    let before = base::situation(session, &ground.pool, &record, None).await?;
     run.meter.stage(&Stage::EnableTracking);
     let tracking = snapshot::enable_tracking(run, ground).await?;
     run.meter.stage(&Stage::Snapshot);
     let snapshot = Box::pin(snapshot::take(run, ground, &tracking, vm)).await?;
     let record = vm::get_record(session, vm.0).await.doing("read the VM's record")?;
-    let situation = base::situation(session, &ground.pool.uuid, &record).await?;
-    let parent = base::parent(repository, run, &ground.pool.uuid, &record.uuid).await?;
+    let after = base::situation(session, &ground.pool, &record, base::messages_from(parent.as_ref())).await?;
     let config = configuration(run, ground, &record).await?;
 
     // Every bitmap is asked for before the first disk is opened: an open disk refuses to be counted to.
     let mut plans = Vec::with_capacity(snapshot.disks.len());
     for shot in &snapshot.disks {
         run.meter.stage(&Stage::PlanDisk { device: shot.live.device.clone() });
-        plans.push(base::plan(run, request.level, &situation, parent.as_ref(), shot).await?);
+        plans.push(base::plan(run, request.level, &after, parent.as_ref(), shot).await?);
     }
     let options = run.engine.options();
     let writer = repository
@@ -137,7 +139,7 @@ async fn publish(
     run.meter.follow(writer.counters());
     let mut stored = Vec::with_capacity(plans.len());
     for (shot, plan) in snapshot.disks.iter().zip(plans) {
-        let job = Job { run, repository, writer: &writer, access: ground.access, shot, situation: &situation };
+        let job = Job { run, repository, writer: &writer, access: ground.access, shot, situation: &before };
         stored.push(Box::pin(job.store(plan)).await?);
     }
     run.meter.stage(&Stage::Publish);

@@ -3,7 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::{Call, Operation, sr, vbd_plug, vm_checks};
-use crate::core::Core;
+use crate::core::{Core, post_message};
 use crate::model::{Database, NULL, Value, now};
 use crate::rpc::{Failure, Outcome};
 use crate::storage::LostBits;
@@ -79,7 +79,17 @@ async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -
         }
     };
     boot(core, vm, &host, if paused { "Paused" } else { "Running" })?;
+    let name = core.db().text("host", &host, "name_label");
+    announce(core, vm, "VM_STARTED", &format!("started on host: {name}"));
     Ok(Value::void())
+}
+
+/// The message about a change of power state that was asked for over XenAPI. What a host's crash or a reset of the
+/// power state does to a VM is not announced.
+fn announce(core: &Core, vm: &str, message: &str, what: &str) {
+    let mut db = core.db();
+    let (uuid, name) = (db.text("VM", vm, "uuid"), db.text("VM", vm, "name_label"));
+    post_message(&mut db, message, 5, "VM", &uuid, &format!("VM '{name}' {what}"));
 }
 
 /// Attaches all devices and runs the VM. What was attached is detached again on a failure.
@@ -150,6 +160,7 @@ async fn shutdown(call: &Call, operation: &str) -> Outcome {
     let _operation =
         Operation::begin(call, &[("VM", vm, operation)], |db: &Database| vm_checks::check(db, vm, operation)).await?;
     halt(&call.core, vm, End::Clean);
+    announce(&call.core, vm, "VM_SHUTDOWN", "shutdown");
     Ok(Value::void())
 }
 
@@ -165,6 +176,7 @@ async fn reboot(call: &Call, operation: &str) -> Outcome {
     let host = call.core.db().text("VM", vm, "resident_on");
     halt(&call.core, vm, End::Clean);
     boot(&call.core, vm, &host, "Running")?;
+    announce(&call.core, vm, "VM_REBOOTED", "rebooted");
     Ok(Value::void())
 }
 
