@@ -9,7 +9,7 @@ use super::base::Kinship;
 use super::bases;
 use super::snapshot::{Shot, Snapshot};
 use crate::marks::{self, Role};
-use crate::pool::{await_task, code, gone_is_fine, is_gone, wait_detached, while_busy};
+use crate::pool::{await_task, code, gone_is_fine, wait_detached, while_busy};
 use crate::run::Run;
 use crate::state::{Journal, Made};
 
