@@ -1,7 +1,9 @@
 //! What can go wrong, for two readers: the operator (text) and the scheduler ([`Retry`]).
 
+use crate::failure_class::{FailureClass, began_nothing};
 use crate::generated::ErrorCode;
 use crate::trust::Sha256Fingerprint;
+use crate::unsupported::{ServerVersion, Unsupported};
 use crate::value::DecodeError;
 use std::fmt;
 use std::time::Duration;
@@ -85,27 +87,14 @@ impl ApiFailure {
         self.code.as_str().strip_prefix("SR_BACKEND_FAILURE_")?.parse().ok()
     }
 
-    /// Whether the pool said that it is busy with something else and began nothing.
-    pub fn is_busy(&self) -> bool {
-        matches!(
-            self.code,
-            ErrorCode::TooManyPendingTasks | ErrorCode::OtherOperationInProgress | ErrorCode::HostStillBooting
-        )
+    /// What is done about it, from the table of all codes.
+    pub fn class(&self) -> FailureClass {
+        FailureClass::of(self.code.as_str())
     }
 
-    fn retry(&self) -> Retry {
-        match self.code {
-            ErrorCode::SessionInvalid => Retry::AfterLogin,
-            ErrorCode::CannotContactHost
-            | ErrorCode::HostOffline
-            | ErrorCode::HostStillBooting
-            | ErrorCode::OtherOperationInProgress
-            | ErrorCode::TaskCancelled
-            | ErrorCode::TooManyPendingTasks
-            | ErrorCode::VdiInUse
-            | ErrorCode::VdiIoError => Retry::Later,
-            _ => Retry::Never,
-        }
+    /// Whether the pool said that it is busy with something else and began nothing.
+    pub fn is_busy(&self) -> bool {
+        began_nothing(self.code.as_str())
     }
 }
 
@@ -137,6 +126,9 @@ pub enum XenApiError {
         /// What the pool said.
         failure: ApiFailure,
     },
+    /// The server, its licence or its storage can not do what was asked.
+    #[error("{0}")]
+    NotSupported(Box<Unsupported>),
     /// User name or password are wrong.
     #[error("{host} refuses the user name or the password")]
     LoginRefused {
@@ -332,7 +324,7 @@ impl XenApiError {
     /// What a scheduler does about it.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Api { failure, .. } => failure.retry(),
+            Self::Api { failure, .. } => failure.class().retry(),
             Self::SessionInvalid { .. } => Retry::AfterLogin,
             Self::Connection { .. }
             | Self::Timeout { .. }
@@ -348,7 +340,24 @@ impl XenApiError {
     pub fn api(&self) -> Option<&ApiFailure> {
         match self {
             Self::Api { failure, .. } => Some(failure),
+            Self::NotSupported(unsupported) => Some(&unsupported.failure),
             _ => None,
+        }
+    }
+
+    /// The class of what the pool said, if it was the pool that failed the call or the task.
+    pub fn class(&self) -> Option<FailureClass> {
+        self.api().map(ApiFailure::class)
+    }
+
+    /// What the pool said about `operation`, as an error.
+    pub(crate) fn of_failure(operation: &str, failure: ApiFailure, server: &ServerVersion) -> Self {
+        let operation = operation.to_owned();
+        match failure.class() {
+            FailureClass::NotSupported => {
+                Self::NotSupported(Box::new(Unsupported::new(operation, failure, server.clone())))
+            }
+            _ => Self::Api { operation, failure },
         }
     }
 

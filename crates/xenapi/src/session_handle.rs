@@ -15,6 +15,7 @@ use crate::rpc::{Document, Encoding};
 use crate::secret::Secret;
 use crate::tasks::TaskGuard;
 use crate::trust::PinnedHosts;
+use crate::unsupported::ServerVersion;
 use crate::value::{FromValue, ToValue, Value};
 use directory::Directory;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -141,6 +142,11 @@ impl Session {
     /// The host that calls go to: the coordinator, with its port where that is not the usual one.
     pub fn coordinator(&self) -> String {
         self.inner.lock().client.endpoint.display_host()
+    }
+
+    /// Product and version of the coordinator, as they were learned at the last login.
+    pub fn server(&self) -> ServerVersion {
+        self.inner.directory.server()
     }
 
     /// The pool's hosts, as they were learned at the last login.

@@ -2,6 +2,7 @@
 
 use super::{Session, State, login};
 use crate::error::{ApiFailure, XenApiError};
+use crate::failure_class::FailureClass;
 use crate::generated::ErrorCode;
 use crate::model::Repeat;
 use crate::value::Value;
@@ -85,14 +86,14 @@ impl Session {
                 remedies.searched = true;
                 self.renew(state, method).await
             }
-            _ if failure.is_busy() && remedies.busy + 1 < self.inner.options.limits.busy_attempts => {
+            _ if goes_again(&failure, repeat) && remedies.busy + 1 < self.inner.options.limits.busy_attempts => {
                 let pause = jittered(BUSY_PAUSE.saturating_mul(1 << remedies.busy.min(10)).min(LONGEST_PAUSE));
                 remedies.busy += 1;
                 tracing::debug!(method, %failure, ?pause, "the pool is busy");
                 tokio::time::sleep(pause).await;
                 Ok(())
             }
-            _ => Err(XenApiError::Api { operation: operation(), failure }),
+            _ => Err(XenApiError::of_failure(method, failure, &self.server())),
         }
     }
 
@@ -179,6 +180,11 @@ impl Session {
         let renewing = self.inner.background.spawn_on(renewal, &self.inner.runtime);
         renewing.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: "login".to_owned() }))
     }
+}
+
+/// Whether the same call can be sent again after a pause: nothing was begun, or it passes and doing it twice is harmless.
+fn goes_again(failure: &ApiFailure, repeat: Repeat) -> bool {
+    failure.is_busy() || (failure.class() == FailureClass::RetryNow && repeat == Repeat::Harmless)
 }
 
 /// Between a half and the whole of `pause`, so that many callers do not come back at the same moment.

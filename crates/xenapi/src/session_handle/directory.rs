@@ -5,6 +5,7 @@ use crate::error::XenApiError;
 use crate::host;
 use crate::http_client::{Endpoint, Scheme, normal};
 use crate::trust::{PinnedHosts, Sha256Fingerprint, Trust, ca_config, pinned_config};
+use crate::unsupported::ServerVersion;
 use rustls::ClientConfig;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +29,7 @@ enum Believed {
 struct Known {
     pins: PinnedHosts,
     members: Vec<Member>,
+    server: ServerVersion,
 }
 
 impl Directory {
@@ -53,7 +55,7 @@ impl Directory {
             Trust::CaFile(path) => Believed::Ca(ca_config(path)?),
             Trust::PlainHttp => Believed::Plain,
         };
-        Ok(Self { given, believed, known: Mutex::new(Known { pins, members: Vec::new() }) })
+        Ok(Self { given, believed, known: Mutex::new(Known { pins, ..Known::default() }) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -92,7 +94,7 @@ impl Directory {
 
     /// Takes over what the coordinator says about the pool's hosts. A certificate that contradicts a known one is not
     /// taken: talking to that host then fails with both fingerprints.
-    pub(super) fn learn(&self, pool_uuid: String, members: Vec<Member>) {
+    pub(super) fn learn(&self, pool_uuid: String, server: ServerVersion, members: Vec<Member>) {
         let mut known = self.lock();
         known.pins.pool_uuid = Some(pool_uuid);
         if self.is_pinned() {
@@ -109,6 +111,11 @@ impl Directory {
             }
         }
         known.members = members;
+        known.server = server;
+    }
+
+    pub(super) fn server(&self) -> ServerVersion {
+        self.lock().server.clone()
     }
 
     pub(super) fn pool_uuid(&self) -> Option<String> {
