@@ -2,6 +2,7 @@
 
 use crate::failure_class::{FailureClass, began_nothing};
 use crate::generated::ErrorCode;
+use crate::session_handle::Floor;
 use crate::trust::Sha256Fingerprint;
 use crate::unsupported::{ServerVersion, Unsupported};
 use crate::value::DecodeError;
@@ -241,6 +242,33 @@ pub enum XenApiError {
         /// The limit.
         waited: Duration,
     },
+    /// The host sends or takes bytes, but fewer than the floor.
+    #[error(
+        "{host}: fewer than {least_bytes} bytes moved within {} s while {phase}: the network or the host is too slow, or \
+         something on the way holds the connection open", .window.as_secs()
+    )]
+    TooSlow {
+        /// The host.
+        host: String,
+        /// What was going on.
+        phase: Phase,
+        /// What had to move at least.
+        least_bytes: u64,
+        /// The window.
+        window: Duration,
+    },
+    /// Host and client have no version or key exchange of TLS in common.
+    #[error(
+        "{host} offers no TLS that is safe enough: at least TLS 1.2 with an ECDHE key exchange is needed, which Citrix \
+         Hypervisor 8.1, XCP-ng 8.1 and all later versions have; update the host, or put a proxy with a current TLS in \
+         front of it"
+    )]
+    TlsTooOld {
+        /// The host.
+        host: String,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The host answered with a status that is not a success.
     #[error("{operation}: {host} answers with HTTP status {status}")]
     Status {
@@ -328,6 +356,7 @@ impl XenApiError {
             Self::SessionInvalid { .. } => Retry::AfterLogin,
             Self::Connection { .. }
             | Self::Timeout { .. }
+            | Self::TooSlow { .. }
             | Self::TaskVanished { .. }
             | Self::TaskStalled { .. }
             | Self::Tls { .. } => Retry::Later,
@@ -364,6 +393,15 @@ impl XenApiError {
     /// The pool's error code, if it was the pool that failed the call or the task.
     pub fn code(&self) -> Option<&ErrorCode> {
         self.api().map(|failure| &failure.code)
+    }
+
+    pub(crate) fn too_slow(host: String, phase: Phase, floor: &Floor) -> Self {
+        Self::TooSlow { host, phase, least_bytes: floor.bytes.max(1), window: floor.window }
+    }
+
+    /// Whether the host was out of reach or silent: another host, or the same one later, may answer.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Connection { .. } | Self::Timeout { .. } | Self::TooSlow { .. })
     }
 
     pub(crate) fn decode(operation: &str, source: DecodeError) -> Self {

@@ -4,8 +4,9 @@ mod calls;
 mod directory;
 mod login;
 mod options;
+mod outage;
 
-pub use options::{ConnectOptions, Limits, Member, Timeouts};
+pub use options::{ConnectOptions, Floor, Limits, Member, Timeouts};
 
 use crate::error::XenApiError;
 use crate::host;
@@ -46,6 +47,7 @@ struct Inner {
     /// Held during a login, so that many calls that find the session ended log in once.
     renewing: tokio::sync::Mutex<()>,
     permits: Semaphore,
+    outage: outage::Outage,
     background: TaskTracker,
     runtime: tokio::runtime::Handle,
     keep_alive: Mutex<Option<tokio::task::AbortHandle>>,
@@ -100,6 +102,7 @@ impl Session {
             state: Mutex::new(state),
             renewing: tokio::sync::Mutex::new(()),
             permits,
+            outage: outage::Outage::default(),
             background: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),
             keep_alive: Mutex::new(None),

@@ -287,9 +287,7 @@ async fn watch(
                     }
                 }
             }
-            Err(error @ (XenApiError::Connection { .. } | XenApiError::Timeout { .. }))
-                if reached.elapsed() < outage_limit =>
-            {
+            Err(error) if error.is_silence() && reached.elapsed() < outage_limit => {
                 tracing::debug!(%error, "the pool can not be reached, the task is looked for again");
                 tokio::time::sleep(options.poll.min(outage_limit)).await;
                 // Not held against the task: nothing could be seen of it.

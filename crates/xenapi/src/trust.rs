@@ -56,7 +56,8 @@ pub struct PresentedCertificates {
 /// What the server at `url` shows, for a person to confirm; nothing secret is sent.
 ///
 /// # Errors
-/// [`XenApiError::Url`], [`XenApiError::Connection`], [`XenApiError::Timeout`], [`XenApiError::Tls`].
+/// [`XenApiError::Url`], [`XenApiError::Connection`], [`XenApiError::Timeout`], [`XenApiError::TlsTooOld`],
+/// [`XenApiError::Tls`].
 pub async fn fetch_certificates(url: &str) -> Result<PresentedCertificates, XenApiError> {
     let endpoint = Endpoint::parse(url)?;
     if endpoint.scheme == Scheme::Http {
@@ -134,9 +135,35 @@ where
             Some(mismatch) => {
                 XenApiError::Certificate { host, expected: Some(mismatch.expected), found: mismatch.found }
             }
+            None if is_broken(&source) => XenApiError::Connection { host, phase: Phase::Tls, source: Box::new(source) },
+            None if is_too_old(&source) => XenApiError::TlsTooOld { host, source },
             None => XenApiError::Tls { host, source },
         }),
     }
+}
+
+/// Whether the connection broke: a toolstack that restarts takes connections and closes them.
+fn is_broken(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
+}
+
+/// Whether the two sides found nothing in common: the host is too old.
+fn is_too_old(error: &std::io::Error) -> bool {
+    use rustls::{AlertDescription, Error, InvalidMessage};
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+    matches!(
+        cause,
+        Some(
+            Error::PeerIncompatible(_)
+                | Error::InvalidMessage(InvalidMessage::UnknownProtocolVersion)
+                | Error::AlertReceived(
+                    AlertDescription::ProtocolVersion
+                        | AlertDescription::HandshakeFailure
+                        | AlertDescription::InsufficientSecurity
+                )
+        )
+    )
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -164,6 +164,7 @@ impl Exit {
             XenApiError::LoginRefused { .. } => Self::Credentials,
             XenApiError::Certificate { .. }
             | XenApiError::Tls { .. }
+            | XenApiError::TlsTooOld { .. }
             | XenApiError::UnknownHost { .. }
             | XenApiError::HostIsSlave { .. }
             | XenApiError::WrongPool { .. } => Self::Trust,

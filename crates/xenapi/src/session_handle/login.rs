@@ -67,7 +67,7 @@ pub(super) async fn reopen(
         match open_at(options, directory, &candidate).await {
             Ok(opened) => return Ok(opened),
             // Only silence is a reason to ask another host: a refusal stays one everywhere.
-            Err(error @ (XenApiError::Connection { .. } | XenApiError::Timeout { .. })) => {
+            Err(error) if error.is_silence() => {
                 tracing::debug!(%error, "this host does not answer");
                 first_error.get_or_insert(error);
             }

@@ -17,8 +17,25 @@ pub struct Timeouts {
     pub read_call: Duration,
     /// The answer to a call that does work.
     pub work_call: Duration,
-    /// A transfer during which not one byte moves.
-    pub stall: Duration,
+    /// Handing a request to the network.
+    pub send: Duration,
+    /// The floor under the speed of bodies, of responses as of transfers in both directions.
+    pub floor: Floor,
+    /// How long calls wait for a pool that is out of reach after a session was open (a restart of the toolstack, a
+    /// fail-over): those that are harmless to repeat, and all that were certainly not sent. Counted from the first
+    /// failure of any call; a pool that stays away longer fails at once. Zero: not at all.
+    pub outage: Duration,
+}
+
+/// The least that has to move: `bytes` within every `window` that is spent waiting for the other side.
+///
+/// It bounds every transfer of n bytes by `n / bytes + 1` windows, however it drips.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Floor {
+    /// Bytes; 0 counts as 1.
+    pub bytes: u64,
+    /// Time of waiting.
+    pub window: Duration,
 }
 
 impl Default for Timeouts {
@@ -28,7 +45,10 @@ impl Default for Timeouts {
             tls: Duration::from_secs(15),
             read_call: Duration::from_secs(60),
             work_call: Duration::from_secs(600),
-            stall: Duration::from_secs(120),
+            send: Duration::from_secs(60),
+            // Hosts that look for data in a sparse disk can be silent for a minute or two.
+            floor: Floor { bytes: 256 << 10, window: Duration::from_secs(120) },
+            outage: Duration::from_secs(120),
         }
     }
 }
