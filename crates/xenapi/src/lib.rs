@@ -50,7 +50,7 @@ pub use rpc::Protocol;
 #[doc(hidden)]
 pub use rpc::decode_for_fuzzing;
 pub use secret::Secret;
-pub use session_handle::{ConnectOptions, Floor, Limits, Member, Session, Timeouts};
+pub use session_handle::{ConnectOptions, Floor, KnownPool, Limits, Member, Session, Timeouts};
 pub use tokio_util::sync::CancellationToken;
 pub use trust::{
     HostCertificate, PinnedHosts, PresentedCertificates, Sha256Fingerprint, Trust, fetch_certificates,

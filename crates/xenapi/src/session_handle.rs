@@ -6,7 +6,7 @@ mod login;
 mod options;
 mod outage;
 
-pub use options::{ConnectOptions, Floor, Limits, Member, Timeouts};
+pub use options::{ConnectOptions, Floor, KnownPool, Limits, Member, Timeouts};
 
 use crate::error::XenApiError;
 use crate::host;
@@ -161,6 +161,12 @@ impl Session {
     /// ([`crate::Trust::Pins`]).
     pub fn pinned_hosts(&self) -> PinnedHosts {
         self.inner.directory.pins()
+    }
+
+    /// Where the pool's hosts are, to be kept for the next login ([`ConnectOptions::known`]).
+    pub fn known_pool(&self) -> KnownPool {
+        let addresses = self.members().into_iter().map(|member| member.address).collect();
+        KnownPool { pool_uuid: self.inner.directory.pool_uuid(), addresses }
     }
 
     /// Another handle of the same session: the tasks of transfers that are started through it bear `note` as their

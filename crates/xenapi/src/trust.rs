@@ -31,6 +31,9 @@ pub enum Trust {
     Pins(PinnedHosts),
     /// Certificates that a CA of this PEM file signed, for the name in the address.
     CaFile(PathBuf),
+    /// Certificates that a CA of this machine signed, for the name in the address: the system's store, or what
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+    SystemRoots,
     /// None: everything, the password too, in clear text.
     PlainHttp,
 }
@@ -107,6 +110,26 @@ pub(crate) fn ca_config(path: &std::path::Path) -> Result<Arc<ClientConfig>, Xen
     }
     if roots.is_empty() {
         return Err(failed("holds no certificate in PEM form".to_owned()));
+    }
+    Ok(Arc::new(base_config()?.with_root_certificates(roots).with_no_client_auth()))
+}
+
+/// TLS that believes the CAs of this machine.
+pub(crate) fn system_config() -> Result<Arc<ClientConfig>, XenApiError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    // Stores hold a few certificates that the parser does not take; the others count.
+    let (_, ignored) = roots.add_parsable_certificates(found.certs);
+    if ignored > 0 {
+        tracing::debug!(ignored, "certificates of the system's store are not usable");
+    }
+    if roots.is_empty() {
+        let causes: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        let reason = match causes.is_empty() {
+            true => "holds no certificate authority; install the package ca-certificates, or give a CA file".to_owned(),
+            false => format!("can not be read: {}", causes.join("; ")),
+        };
+        return Err(XenApiError::Trust { what: "the system's store of certificates".to_owned(), reason });
     }
     Ok(Arc::new(base_config()?.with_root_certificates(roots).with_no_client_auth()))
 }

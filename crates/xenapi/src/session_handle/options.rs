@@ -81,6 +81,8 @@ pub struct ConnectOptions {
     pub password: Secret,
     /// Whom to believe.
     pub trust: Trust,
+    /// What is known of the pool from an earlier login, for trust that does not come with it.
+    pub known: KnownPool,
     /// Encoding of calls.
     pub protocol: Protocol,
     /// Who we are; the server limits sessions by it.
@@ -99,12 +101,25 @@ impl ConnectOptions {
             user: user.to_owned(),
             password: password.into(),
             trust,
+            known: KnownPool::default(),
             protocol: Protocol::default(),
             originator: "xenvault".to_owned(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }
     }
+}
+
+/// A pool as it was at an earlier login: where to look for its coordinator when the given address is silent.
+///
+/// It is no trust: each of these hosts has to be believed as the given one has. [`Trust::Pins`](crate::Trust::Pins)
+/// brings hosts of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownPool {
+    /// Its uuid; another pool is refused.
+    pub pool_uuid: Option<String>,
+    /// Addresses of its members.
+    pub addresses: Vec<String>,
 }
 
 /// A host of the pool, as it was learned at login.

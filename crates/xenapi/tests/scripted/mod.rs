@@ -78,6 +78,24 @@ impl Identity {
         Self { der: certificate.der().to_vec(), key: key.serialize_der() }
     }
 
+    /// Certificates of hosts at these addresses, signed by an authority of its own, and that authority in PEM form.
+    pub fn signed(hosts: usize) -> (Vec<Self>, String) {
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "an authority of a test");
+        let authority = params.self_signed(&authority_key).unwrap();
+        let issuer = rcgen::Issuer::new(params, authority_key);
+        let sign = |host| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(vec![address(host)]).unwrap();
+            let certificate = params.signed_by(&key, &issuer).unwrap();
+            Self { der: certificate.der().to_vec(), key: key.serialize_der() }
+        };
+        let own = Self { der: authority.der().to_vec(), key: Vec::new() };
+        ((0..hosts).map(sign).collect(), own.pem())
+    }
+
     pub fn fingerprint(&self) -> Sha256Fingerprint {
         Sha256Fingerprint::of(&self.der)
     }
@@ -164,7 +182,17 @@ async fn listeners(count: usize) -> (u16, Vec<TcpListener>) {
 
 impl Pool {
     pub async fn start(look: Look, script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static) -> Self {
-        let identities: Vec<Arc<Identity>> = (0..look.hosts).map(|_| Arc::new(Identity::new())).collect();
+        let identities = (0..look.hosts).map(|_| Identity::new()).collect();
+        Self::start_as(identities, look, script).await
+    }
+
+    /// As [`Pool::start`], with these certificates.
+    pub async fn start_as(
+        identities: Vec<Identity>,
+        look: Look,
+        script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static,
+    ) -> Self {
+        let identities: Vec<Arc<Identity>> = identities.into_iter().map(Arc::new).collect();
         let (port, listeners) = listeners(look.hosts).await;
         let state = Arc::new(State {
             script: Box::new(script),
