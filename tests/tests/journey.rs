@@ -153,6 +153,44 @@ fn pin_shows_what_the_coordinator_shows() {
 }
 
 #[test]
+fn pin_with_the_confirmed_fingerprint_shows_and_remembers_all_members() {
+    let bench = Bench::without_repository(pool());
+    let state = bench.path("state-of-pin");
+    let mut arguments = vec![bench.pool.url(), "--fingerprint".to_owned(), bench.pool.fingerprint()];
+    arguments.extend(["--state".to_owned(), state.to_str().unwrap().to_owned()]);
+    let hosts = bench.pool.hosts();
+    assert!(hosts.len() > 1);
+    let shown = bench.datamover("pin", &arguments).json().unwrap();
+    let members = shown["members"].as_array().unwrap();
+    assert_eq!(members.len(), hosts.len());
+    for host in &hosts {
+        let member = members.iter().find(|member| host.url.contains(member["address"].as_str().unwrap())).unwrap();
+        assert_eq!(
+            (&member["fingerprint"], &member["shown"]),
+            (&host.fingerprint.clone().into(), &host.fingerprint.clone().into())
+        );
+        assert_eq!((&member["verdict"], &member["remembered"]), (&"confirmed".into(), &Value::Null));
+    }
+    // A member whose certificate was changed since: the old one is shown beside the new one, and replaced.
+    let file = std::fs::read_dir(state.join("pins")).unwrap().next().unwrap().unwrap().path();
+    let good = std::fs::read_to_string(&file).unwrap();
+    let old = "ab".repeat(32);
+    std::fs::write(&file, good.replace(&hosts[1].fingerprint, &old)).unwrap();
+    let shown = bench.datamover("pin", &arguments).json().unwrap();
+    let members = shown["members"].as_array().unwrap();
+    let changed = members.iter().find(|member| member["remembered"] == old.as_str()).unwrap();
+    assert_eq!(changed["fingerprint"], hosts[1].fingerprint.as_str());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), good);
+    // For people.
+    let mut program = bench.program("xenvault-datamover");
+    let text = programs::finish(program.arg("pin").args(&arguments), "").unwrap().stdout;
+    assert!(text.contains("the host shows the same") && text.contains(&hosts[1].fingerprint), "{text}");
+    // Another fingerprint than the coordinator's gets no password.
+    let wrong = [bench.pool.url(), "--fingerprint".to_owned(), old];
+    assert_fails(&bench.datamover("pin", &wrong), 4, &["shows a certificate with fingerprint"]);
+}
+
+#[test]
 fn a_member_is_no_coordinator() {
     let bench = Bench::start(pool());
     let member = bench.pool.hosts().remove(1);

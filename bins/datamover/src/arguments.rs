@@ -3,6 +3,7 @@
 use crate::shell::OutputArguments;
 use crate::shell::pool::{PoolArguments, StateArguments};
 use crate::shell::repository::RepositoryArguments;
+use std::path::PathBuf;
 
 /// Backs up VMs of a XenServer, Citrix Hypervisor or XCP-ng pool.
 ///
@@ -20,11 +21,13 @@ pub struct Arguments {
 pub enum Command {
     /// Makes an empty repository in a folder
     InitRepository(RepositoryArguments),
-    /// Shows the certificate of a pool, for a person to compare with the host's own console
-    Pin {
-        /// Address of the pool's coordinator, such as https://192.0.2.1
-        url: String,
-    },
+    /// Shows the certificates of a pool, for a person to compare with the hosts' own consoles
+    ///
+    /// Without --fingerprint it shows the certificate at the address, and sends nothing. With the confirmed fingerprint it
+    /// logs in over the connection that this secures, shows what the coordinator says of every member's certificate and
+    /// what each member shows itself, and remembers the coordinator's word for later runs in place of what was remembered
+    /// before: the way to go on after a member's certificate was changed on purpose.
+    Pin(PinArguments),
     /// Backs up one VM
     Backup(BackupArguments),
     /// Removes what dead runs of this installation left in the pool
@@ -48,6 +51,23 @@ pub struct BackupArguments {
     /// NBD connections per disk
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16))]
     pub connections: usize,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PinArguments {
+    /// Address of the pool's coordinator, such as https://192.0.2.1
+    pub url: String,
+    /// SHA-256 of the coordinator's certificate that a person confirmed: log in, and show those of all members
+    #[arg(long, value_name = "SHA256")]
+    pub fingerprint: Option<String>,
+    /// Account of the pool, to log in with --fingerprint
+    #[arg(long, value_name = "NAME", default_value = "root", requires = "fingerprint")]
+    pub user: String,
+    /// File whose first line is the password; `-` is standard input. Otherwise XENVAULT_PASSWORD is used
+    #[arg(long, value_name = "FILE", requires = "fingerprint")]
+    pub password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub state: StateArguments,
 }
 
 #[derive(Debug, clap::Args)]

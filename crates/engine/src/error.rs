@@ -126,6 +126,14 @@ pub enum EngineError {
         /// Position.
         device: String,
     },
+    /// No host has the disk's SR any more.
+    #[error(
+        "no host of the pool has the SR of disk {device} plugged any more: `xe pbd-list` shows why, `xe pbd-plug` repairs it"
+    )]
+    NoHost {
+        /// Position.
+        device: String,
+    },
     /// The re-read sample is not what the repository returns.
     #[error(
         "check sample of disk {device}: {range} read again differ from what was stored, the point was not written; run a full backup and look at the storage of the host"
@@ -250,7 +258,7 @@ impl EngineError {
         match self {
             Self::Pool { source, .. } => source.retry(),
             Self::Busy { .. } | Self::Read { .. } | Self::DiskCount { .. } | Self::Internal { .. } => Retry::Later,
-            Self::Repository { .. } | Self::SrFull { .. } => Retry::Later,
+            Self::Repository { .. } | Self::SrFull { .. } | Self::NoHost { .. } => Retry::Later,
             _ => Retry::Never,
         }
     }
@@ -273,6 +281,7 @@ impl EngineError {
             | Self::DiskCount { .. }
             | Self::Read { .. }
             | Self::SizeDiffers { .. }
+            | Self::NoHost { .. }
             | Self::NoNbdAddress { .. } => ErrorKind::Pool,
             Self::Repository { .. } | Self::Configuration { .. } => ErrorKind::Repository,
             Self::SampleDiffers { .. } | Self::RestoreDiffers { .. } => ErrorKind::Verification,

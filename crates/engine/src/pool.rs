@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use xenvault_xenapi::{CancellationToken, ErrorCode, Session, XenApiError, pool, sr, task, tasks, vbd, vdi, vm};
+use xenvault_xenapi::{
+    CancellationToken, ErrorCode, FailureClass, Session, XenApiError, pool, sr, task, tasks, vbd, vdi, vm,
+};
 
 use crate::state::{Entry, Journal, Made};
 use crate::{EngineError, EngineOptions};
@@ -36,10 +38,12 @@ impl<T> DoingInRepository<T> for Result<T, xenvault_store::StoreError> {
 
 /// The error code of a failed call, if the pool answered with one.
 pub(crate) fn code(error: &XenApiError) -> Option<&ErrorCode> {
-    match error {
-        XenApiError::Api { failure, .. } => Some(&failure.code),
-        _ => None,
-    }
+    error.code()
+}
+
+/// Whether this server, its licence or its storage can not do what was asked: there may be another way.
+pub(crate) fn is_unsupported(error: &XenApiError) -> bool {
+    matches!(error, XenApiError::NotSupported(_))
 }
 
 /// Whether the object of a call does not exist (any more).
@@ -49,20 +53,13 @@ pub(crate) fn is_gone(error: &XenApiError) -> bool {
 
 /// Whether the pool says that something is in use at the moment.
 pub(crate) fn is_busy(error: &XenApiError) -> bool {
-    match code(error) {
-        Some(ErrorCode::VdiInUse | ErrorCode::OtherOperationInProgress) => true,
-        Some(ErrorCode::Unknown(text)) => text == "DEVICE_ALREADY_ATTACHED",
-        _ => false,
-    }
+    matches!(error.class(), Some(FailureClass::WhenFree | FailureClass::RetryNow))
 }
 
 /// Whether an SR had no space left.
 pub(crate) fn is_full(error: &XenApiError) -> bool {
-    match code(error) {
-        Some(ErrorCode::SrFull) => true,
-        Some(ErrorCode::Unknown(text)) => text == "SR_BACKEND_FAILURE_44",
-        _ => false,
-    }
+    let Some(failure) = error.api() else { return false };
+    failure.code == ErrorCode::SrFull || matches!(failure.sr_backend_failure(), Some(44 | 129 | 180))
 }
 
 /// Turns "it is not there" into success: removing something twice is no failure.

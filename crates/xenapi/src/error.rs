@@ -1,7 +1,10 @@
 //! What can go wrong, for two readers: the operator (text) and the scheduler ([`Retry`]).
 
+use crate::failure_class::{FailureClass, began_nothing};
 use crate::generated::ErrorCode;
+use crate::session_handle::Floor;
 use crate::trust::Sha256Fingerprint;
+use crate::unsupported::{ServerVersion, Unsupported};
 use crate::value::DecodeError;
 use std::fmt;
 use std::time::Duration;
@@ -85,27 +88,14 @@ impl ApiFailure {
         self.code.as_str().strip_prefix("SR_BACKEND_FAILURE_")?.parse().ok()
     }
 
-    /// Whether the pool said that it is busy with something else and began nothing.
-    pub fn is_busy(&self) -> bool {
-        matches!(
-            self.code,
-            ErrorCode::TooManyPendingTasks | ErrorCode::OtherOperationInProgress | ErrorCode::HostStillBooting
-        )
+    /// What is done about it, from the table of all codes.
+    pub fn class(&self) -> FailureClass {
+        FailureClass::of(self.code.as_str())
     }
 
-    fn retry(&self) -> Retry {
-        match self.code {
-            ErrorCode::SessionInvalid => Retry::AfterLogin,
-            ErrorCode::CannotContactHost
-            | ErrorCode::HostOffline
-            | ErrorCode::HostStillBooting
-            | ErrorCode::OtherOperationInProgress
-            | ErrorCode::TaskCancelled
-            | ErrorCode::TooManyPendingTasks
-            | ErrorCode::VdiInUse
-            | ErrorCode::VdiIoError => Retry::Later,
-            _ => Retry::Never,
-        }
+    /// Whether the pool said that it is busy with something else and began nothing.
+    pub fn is_busy(&self) -> bool {
+        began_nothing(self.code.as_str())
     }
 }
 
@@ -137,6 +127,9 @@ pub enum XenApiError {
         /// What the pool said.
         failure: ApiFailure,
     },
+    /// The server, its licence or its storage can not do what was asked.
+    #[error("{0}")]
+    NotSupported(Box<Unsupported>),
     /// User name or password are wrong.
     #[error("{host} refuses the user name or the password")]
     LoginRefused {
@@ -249,6 +242,33 @@ pub enum XenApiError {
         /// The limit.
         waited: Duration,
     },
+    /// The host sends or takes bytes, but fewer than the floor.
+    #[error(
+        "{host}: fewer than {least_bytes} bytes moved within {} s while {phase}: the network or the host is too slow, or \
+         something on the way holds the connection open", .window.as_secs()
+    )]
+    TooSlow {
+        /// The host.
+        host: String,
+        /// What was going on.
+        phase: Phase,
+        /// What had to move at least.
+        least_bytes: u64,
+        /// The window.
+        window: Duration,
+    },
+    /// Host and client have no version or key exchange of TLS in common.
+    #[error(
+        "{host} offers no TLS that is safe enough: at least TLS 1.2 with an ECDHE key exchange is needed, which Citrix \
+         Hypervisor 8.1, XCP-ng 8.1 and all later versions have; update the host, or put a proxy with a current TLS in \
+         front of it"
+    )]
+    TlsTooOld {
+        /// The host.
+        host: String,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The host answered with a status that is not a success.
     #[error("{operation}: {host} answers with HTTP status {status}")]
     Status {
@@ -332,10 +352,11 @@ impl XenApiError {
     /// What a scheduler does about it.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Api { failure, .. } => failure.retry(),
+            Self::Api { failure, .. } => failure.class().retry(),
             Self::SessionInvalid { .. } => Retry::AfterLogin,
             Self::Connection { .. }
             | Self::Timeout { .. }
+            | Self::TooSlow { .. }
             | Self::TaskVanished { .. }
             | Self::TaskStalled { .. }
             | Self::Tls { .. } => Retry::Later,
@@ -348,13 +369,39 @@ impl XenApiError {
     pub fn api(&self) -> Option<&ApiFailure> {
         match self {
             Self::Api { failure, .. } => Some(failure),
+            Self::NotSupported(unsupported) => Some(&unsupported.failure),
             _ => None,
+        }
+    }
+
+    /// The class of what the pool said, if it was the pool that failed the call or the task.
+    pub fn class(&self) -> Option<FailureClass> {
+        self.api().map(ApiFailure::class)
+    }
+
+    /// What the pool said about `operation`, as an error.
+    pub(crate) fn of_failure(operation: &str, failure: ApiFailure, server: &ServerVersion) -> Self {
+        let operation = operation.to_owned();
+        match failure.class() {
+            FailureClass::NotSupported => {
+                Self::NotSupported(Box::new(Unsupported::new(operation, failure, server.clone())))
+            }
+            _ => Self::Api { operation, failure },
         }
     }
 
     /// The pool's error code, if it was the pool that failed the call or the task.
     pub fn code(&self) -> Option<&ErrorCode> {
         self.api().map(|failure| &failure.code)
+    }
+
+    pub(crate) fn too_slow(host: String, phase: Phase, floor: &Floor) -> Self {
+        Self::TooSlow { host, phase, least_bytes: floor.bytes.max(1), window: floor.window }
+    }
+
+    /// Whether the host was out of reach or silent: another host, or the same one later, may answer.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Connection { .. } | Self::Timeout { .. } | Self::TooSlow { .. })
     }
 
     pub(crate) fn decode(operation: &str, source: DecodeError) -> Self {

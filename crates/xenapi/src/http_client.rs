@@ -5,10 +5,14 @@
 mod endpoint;
 mod exchange;
 mod head;
+mod pace;
+mod watched;
 
 pub(crate) use endpoint::{Endpoint, Scheme, normal};
 pub(crate) use exchange::{Failed, HttpClient, Post};
 pub(crate) use head::{check_request_head, read_head};
+pub(crate) use pace::{Pace, TooSlow};
+use watched::{Blocked, Watched};
 
 use crate::error::{Phase, XenApiError};
 use crate::session_handle::Timeouts;

@@ -22,6 +22,7 @@
 mod date;
 mod error;
 pub mod event;
+mod failure_class;
 mod generated;
 mod http_client;
 mod model;
@@ -32,10 +33,12 @@ mod session_handle;
 pub mod tasks;
 pub mod transfer;
 mod trust;
+mod unsupported;
 pub mod value;
 
 pub use date::DateTime;
 pub use error::{ApiFailure, Phase, Retry, XenApiError};
+pub use failure_class::{Classified, FailureClass};
 pub use generated::ErrorCode;
 pub use generated::{
     certificate, host, host_metrics, message, network, pbd, pif, pool, session, sm, sr, task, vbd, vdi,
@@ -47,10 +50,11 @@ pub use rpc::Protocol;
 #[doc(hidden)]
 pub use rpc::decode_for_fuzzing;
 pub use secret::Secret;
-pub use session_handle::{ConnectOptions, Limits, Member, Session, Timeouts};
+pub use session_handle::{ConnectOptions, Floor, KnownPool, Limits, Member, Session, Timeouts};
 pub use tokio_util::sync::CancellationToken;
 pub use trust::{
     HostCertificate, PinnedHosts, PresentedCertificates, Sha256Fingerprint, Trust, fetch_certificates,
     pinned_client_config,
 };
+pub use unsupported::{Missing, ServerVersion, Unsupported};
 pub use value::Value;

@@ -4,8 +4,9 @@ mod calls;
 mod directory;
 mod login;
 mod options;
+mod outage;
 
-pub use options::{ConnectOptions, Limits, Member, Timeouts};
+pub use options::{ConnectOptions, Floor, KnownPool, Limits, Member, Timeouts};
 
 use crate::error::XenApiError;
 use crate::host;
@@ -15,6 +16,7 @@ use crate::rpc::{Document, Encoding};
 use crate::secret::Secret;
 use crate::tasks::TaskGuard;
 use crate::trust::PinnedHosts;
+use crate::unsupported::ServerVersion;
 use crate::value::{FromValue, ToValue, Value};
 use directory::Directory;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +47,7 @@ struct Inner {
     /// Held during a login, so that many calls that find the session ended log in once.
     renewing: tokio::sync::Mutex<()>,
     permits: Semaphore,
+    outage: outage::Outage,
     background: TaskTracker,
     runtime: tokio::runtime::Handle,
     keep_alive: Mutex<Option<tokio::task::AbortHandle>>,
@@ -99,6 +102,7 @@ impl Session {
             state: Mutex::new(state),
             renewing: tokio::sync::Mutex::new(()),
             permits,
+            outage: outage::Outage::default(),
             background: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),
             keep_alive: Mutex::new(None),
@@ -143,6 +147,11 @@ impl Session {
         self.inner.lock().client.endpoint.display_host()
     }
 
+    /// Product and version of the coordinator, as they were learned at the last login.
+    pub fn server(&self) -> ServerVersion {
+        self.inner.directory.server()
+    }
+
     /// The pool's hosts, as they were learned at the last login.
     pub fn members(&self) -> Vec<Member> {
         self.inner.directory.members()
@@ -152,6 +161,12 @@ impl Session {
     /// ([`crate::Trust::Pins`]).
     pub fn pinned_hosts(&self) -> PinnedHosts {
         self.inner.directory.pins()
+    }
+
+    /// Where the pool's hosts are, to be kept for the next login ([`ConnectOptions::known`]).
+    pub fn known_pool(&self) -> KnownPool {
+        let addresses = self.members().into_iter().map(|member| member.address).collect();
+        KnownPool { pool_uuid: self.inner.directory.pool_uuid(), addresses }
     }
 
     /// Another handle of the same session: the tasks of transfers that are started through it bear `note` as their

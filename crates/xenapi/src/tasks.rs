@@ -256,7 +256,7 @@ fn outcome(record: task::Record, operation: String, session: &Session) -> Result
         _ => {
             // The handlers of transfers get the session's reference in their address.
             let failure = ApiFailure::from_description(record.error_info).without(session.reference().as_str());
-            Err(XenApiError::Api { operation, failure })
+            Err(XenApiError::of_failure(&operation, failure, &session.server()))
         }
     }
 }
@@ -287,9 +287,7 @@ async fn watch(
                     }
                 }
             }
-            Err(error @ (XenApiError::Connection { .. } | XenApiError::Timeout { .. }))
-                if reached.elapsed() < outage_limit =>
-            {
+            Err(error) if error.is_silence() && reached.elapsed() < outage_limit => {
                 tracing::debug!(%error, "the pool can not be reached, the task is looked for again");
                 tokio::time::sleep(options.poll.min(outage_limit)).await;
                 // Not held against the task: nothing could be seen of it.
@@ -351,7 +349,7 @@ impl Watcher<'_> {
                 self.token.clear();
                 return Ok(Vec::new());
             }
-            Err(error @ XenApiError::Api { .. }) => {
+            Err(error) if error.api().is_some() => {
                 tracing::debug!(%error, "events do not work, the task is polled");
                 self.source = Source::Polling;
                 return Ok(Vec::new());

@@ -142,7 +142,7 @@ async fn refusal(at: &Endpoint, operation: &str, status: u16, guard: TaskGuard) 
 async fn reason(operation: &str, guard: TaskGuard, limit: Duration) -> Option<XenApiError> {
     let options = WaitOptions::of(operation);
     match tokio::time::timeout(limit, guard.ended(&options, &CancellationToken::new())).await {
-        Ok(Err(error @ XenApiError::Api { .. })) => Some(error),
+        Ok(Err(error)) if error.api().is_some() => Some(error),
         _ => None,
     }
 }

@@ -31,6 +31,9 @@ pub enum Trust {
     Pins(PinnedHosts),
     /// Certificates that a CA of this PEM file signed, for the name in the address.
     CaFile(PathBuf),
+    /// Certificates that a CA of this machine signed, for the name in the address: the system's store, or what
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+    SystemRoots,
     /// None: everything, the password too, in clear text.
     PlainHttp,
 }
@@ -56,7 +59,8 @@ pub struct PresentedCertificates {
 /// What the server at `url` shows, for a person to confirm; nothing secret is sent.
 ///
 /// # Errors
-/// [`XenApiError::Url`], [`XenApiError::Connection`], [`XenApiError::Timeout`], [`XenApiError::Tls`].
+/// [`XenApiError::Url`], [`XenApiError::Connection`], [`XenApiError::Timeout`], [`XenApiError::TlsTooOld`],
+/// [`XenApiError::Tls`].
 pub async fn fetch_certificates(url: &str) -> Result<PresentedCertificates, XenApiError> {
     let endpoint = Endpoint::parse(url)?;
     if endpoint.scheme == Scheme::Http {
@@ -110,6 +114,26 @@ pub(crate) fn ca_config(path: &std::path::Path) -> Result<Arc<ClientConfig>, Xen
     Ok(Arc::new(base_config()?.with_root_certificates(roots).with_no_client_auth()))
 }
 
+/// TLS that believes the CAs of this machine.
+pub(crate) fn system_config() -> Result<Arc<ClientConfig>, XenApiError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    // Stores hold a few certificates that the parser does not take; the others count.
+    let (_, ignored) = roots.add_parsable_certificates(found.certs);
+    if ignored > 0 {
+        tracing::debug!(ignored, "certificates of the system's store are not usable");
+    }
+    if roots.is_empty() {
+        let causes: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        let reason = match causes.is_empty() {
+            true => "holds no certificate authority; install the package ca-certificates, or give a CA file".to_owned(),
+            false => format!("can not be read: {}", causes.join("; ")),
+        };
+        return Err(XenApiError::Trust { what: "the system's store of certificates".to_owned(), reason });
+    }
+    Ok(Arc::new(base_config()?.with_root_certificates(roots).with_no_client_auth()))
+}
+
 /// The DER form of the first certificate in a PEM text.
 pub(crate) fn leaf_of_pem(pem: &str) -> Option<Vec<u8>> {
     CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|der| der.to_vec())
@@ -134,9 +158,35 @@ where
             Some(mismatch) => {
                 XenApiError::Certificate { host, expected: Some(mismatch.expected), found: mismatch.found }
             }
+            None if is_broken(&source) => XenApiError::Connection { host, phase: Phase::Tls, source: Box::new(source) },
+            None if is_too_old(&source) => XenApiError::TlsTooOld { host, source },
             None => XenApiError::Tls { host, source },
         }),
     }
+}
+
+/// Whether the connection broke: a toolstack that restarts takes connections and closes them.
+fn is_broken(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
+}
+
+/// Whether the two sides found nothing in common: the host is too old.
+fn is_too_old(error: &std::io::Error) -> bool {
+    use rustls::{AlertDescription, Error, InvalidMessage};
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+    matches!(
+        cause,
+        Some(
+            Error::PeerIncompatible(_)
+                | Error::InvalidMessage(InvalidMessage::UnknownProtocolVersion)
+                | Error::AlertReceived(
+                    AlertDescription::ProtocolVersion
+                        | AlertDescription::HandshakeFailure
+                        | AlertDescription::InsufficientSecurity
+                )
+        )
+    )
 }
 
 fn provider() -> Arc<CryptoProvider> {

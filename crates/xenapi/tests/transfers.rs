@@ -197,7 +197,7 @@ async fn x34_a_host_that_does_not_read_holds_the_sender_back() {
     })
     .await;
     let mut options = pool.options();
-    options.timeouts.stall = Duration::from_secs(4);
+    options.timeouts.floor.window = Duration::from_secs(4);
     let session = Session::login(options).await.unwrap();
     let mut import = import_raw_vdi(&session, &on(0), &disk(), 1 << 40).await.unwrap();
     let piece = Bytes::from(vec![0; 1 << 20]);
@@ -209,7 +209,7 @@ async fn x34_a_host_that_does_not_read_holds_the_sender_back() {
         }
     };
     assert!(pieces < 64, "{pieces} MiB were taken although nobody read them");
-    assert!(matches!(error, XenApiError::Timeout { .. } | XenApiError::Api { .. }), "{error:?}");
+    assert!(matches!(error, XenApiError::TooSlow { .. } | XenApiError::Api { .. }), "{error:?}");
     drop(import);
     session.logout().await.unwrap();
 }

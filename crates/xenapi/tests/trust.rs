@@ -3,9 +3,13 @@
 
 mod scripted;
 
-use scripted::{Look, Pool, Reply};
+use scripted::{Call, Look, Pool, Reply};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use xenvault_xenapi::{
-    ConnectOptions, PinnedHosts, Session, Trust, XenApiError, event, fetch_certificates, vdi_nbd_server_info, vm,
+    ConnectOptions, KnownPool, PinnedHosts, Retry, Session, Trust, XenApiError, event, fetch_certificates,
+    vdi_nbd_server_info, vm,
 };
 
 #[tokio::test]
@@ -90,6 +94,121 @@ async fn a_ca_file_vouches_for_names() {
     std::fs::write(&path, "nothing").unwrap();
     let error = Session::login(pool.options_with(0, Trust::CaFile(path))).await.unwrap_err();
     assert!(matches!(error, XenApiError::Trust { .. }), "{error:?}");
+}
+
+/// Two hosts: after `moved`, host 1 is the coordinator and host 0 is away.
+fn moves(moved: &Arc<AtomicBool>) -> impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static {
+    let moved = Arc::clone(moved);
+    move |call| {
+        (call.host == 1 && call.method == "session.login_with_password" && !moved.load(Ordering::SeqCst))
+            .then(|| Reply::Failure(vec!["HOST_IS_SLAVE", "127.0.0.1"]))
+    }
+}
+
+#[tokio::test]
+async fn x01_the_first_login_of_a_process_finds_the_coordinator_among_the_members_of_before() {
+    let moved = Arc::new(AtomicBool::new(false));
+    let pool = Pool::start(Look { hosts: 2, ..Look::default() }, moves(&moved)).await;
+    let session = Session::login(pool.options()).await.unwrap();
+    let pins = session.pinned_hosts();
+    session.logout().await.unwrap();
+    moved.store(true, Ordering::SeqCst);
+    pool.kill_and_wait(0).await;
+
+    let session = Session::login(pool.options_with(0, Trust::Pins(pins.clone()))).await.unwrap();
+    assert_eq!(session.coordinator(), format!("127.0.0.2:{}", pool.port));
+    session.logout().await.unwrap();
+    // Each with its own certificate: the coordinator's is no trust in the member.
+    let mut wrong = pins;
+    wrong.hosts.insert("127.0.0.2".into(), pool.identities[0].fingerprint());
+    let before = pool.calls().len();
+    let error = Session::login(pool.options_with(0, Trust::Pins(wrong))).await.unwrap_err();
+    assert!(matches!(error, XenApiError::Connection { .. } | XenApiError::Certificate { .. }), "{error:?}");
+    assert_eq!(pool.calls().len(), before, "a host with another certificate was told something");
+}
+
+#[tokio::test]
+async fn an_authority_vouches_for_hosts_and_known_members_are_asked_when_the_coordinator_is_silent() {
+    let moved = Arc::new(AtomicBool::new(false));
+    let (identities, authority) = scripted::Identity::signed(2);
+    let pool = Pool::start_as(identities, Look { hosts: 2, ..Look::default() }, moves(&moved)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    std::fs::write(&path, &authority).unwrap();
+    let options = || pool.options_with(0, Trust::CaFile(path.clone()));
+
+    let session = Session::login(options()).await.unwrap();
+    let known = session.known_pool();
+    assert_eq!(known.addresses, ["127.0.0.1", "127.0.0.2"]);
+    session.logout().await.unwrap();
+
+    moved.store(true, Ordering::SeqCst);
+    pool.kill_and_wait(0).await;
+    assert!(Session::login(options()).await.is_err(), "nobody knows another host");
+    let session = Session::login(ConnectOptions { known: known.clone(), ..options() }).await.unwrap();
+    assert_eq!(session.coordinator(), format!("127.0.0.2:{}", pool.port));
+    session.logout().await.unwrap();
+    let foreign = KnownPool { pool_uuid: Some("another pool".into()), ..known };
+    let error = Session::login(ConnectOptions { known: foreign, ..options() }).await.unwrap_err();
+    assert!(matches!(error, XenApiError::WrongPool { .. }) || error.is_silence(), "{error:?}");
+}
+
+/// What the child process of the test below does: the variables that name the system's store are read from its own
+/// environment only.
+const ADDRESS: &str = "XENVAULT_TEST_POOL";
+
+#[tokio::test]
+async fn the_authorities_of_the_machine_vouch_for_hosts() {
+    if let Ok(url) = std::env::var(ADDRESS) {
+        let options = ConnectOptions::new(&url, "root", scripted::PASSWORD, Trust::SystemRoots);
+        match Session::login(options).await {
+            Ok(session) => session.logout().await.unwrap(),
+            Err(error) => panic!("login failed: {error:?}"),
+        }
+        return;
+    }
+    let (identities, authority) = scripted::Identity::signed(1);
+    let (_, other) = scripted::Identity::signed(1);
+    let pool = Pool::start_as(identities, Look::default(), |_| None).await;
+    let folder = tempfile::tempdir().unwrap();
+    let run = async |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let mut own = tokio::process::Command::new(std::env::current_exe().unwrap());
+        own.args(["--exact", "the_authorities_of_the_machine_vouch_for_hosts", "--nocapture"]);
+        own.env("SSL_CERT_FILE", path).env_remove("SSL_CERT_DIR").env(ADDRESS, pool.url(0));
+        let output = own.output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), said)
+    };
+    let (ok, said) = run("right.pem", &authority).await;
+    assert!(ok, "{said}");
+    assert_eq!(pool.count("session.logout"), 1);
+    let (ok, said) = run("other.pem", &other).await;
+    assert!(!ok && said.contains("InvalidCertificate"), "{said}");
+    let (ok, said) = run("empty.pem", "").await;
+    assert!(!ok && said.contains("the system's store of certificates"), "{said}");
+    assert_eq!(pool.count("session.login_with_password"), 1);
+}
+
+#[tokio::test]
+async fn a_certificate_that_changes_in_mid_session_stops_it_with_both_fingerprints() {
+    let pool = Pool::one(|call| (call.method == "VM.get_all").then(|| Reply::Result(serde_json::json!([])))).await;
+    let mut options = pool.options();
+    options.timeouts.outage = Duration::from_secs(60);
+    let session = Session::login(options).await.unwrap();
+    vm::get_all(&session).await.unwrap();
+    pool.kill_and_wait(0).await;
+    let found = pool.revive_with_another_certificate(0).await.fingerprint();
+    let before = pool.calls().len();
+    let error = vm::get_all(&session).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, XenApiError::Certificate { .. }), "{error:?}");
+    for fingerprint in [pool.identities[0].fingerprint(), found] {
+        assert!(text.contains(&fingerprint.to_string()), "{text}");
+    }
+    assert_eq!((error.retry(), pool.calls().len()), (Retry::Never, before));
+    assert!(session.logout().await.is_err());
 }
 
 #[test]

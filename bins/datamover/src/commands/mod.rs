@@ -13,7 +13,7 @@ use crate::shell::output::Format;
 pub async fn run(command: Command, format: Format) -> Exit {
     let outcome = match command {
         Command::InitRepository(arguments) => init::run(&arguments, format).await,
-        Command::Pin { url } => pin::run(&url, format).await,
+        Command::Pin(arguments) => pin::run(arguments, format).await,
         Command::Backup(arguments) => backup::run(arguments, format).await,
         Command::Sweep(arguments) => sweep::run(arguments, format).await,
     };

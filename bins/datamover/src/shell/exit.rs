@@ -131,7 +131,7 @@ impl Exit {
         match error {
             EngineError::SrFull { .. } | EngineError::NoDisks { .. } => Some(Self::Prerequisite),
             EngineError::NoNbdAddress { .. } => Some(Self::Prerequisite),
-            EngineError::DiskCount { .. } => Some(Self::Later),
+            EngineError::DiskCount { .. } | EngineError::NoHost { .. } => Some(Self::Later),
             EngineError::Configuration { .. } => Some(Self::Damaged),
             EngineError::Pool { .. } | EngineError::Repository { .. } => None,
             _ => match error.kind() {
@@ -164,10 +164,12 @@ impl Exit {
             XenApiError::LoginRefused { .. } => Self::Credentials,
             XenApiError::Certificate { .. }
             | XenApiError::Tls { .. }
+            | XenApiError::TlsTooOld { .. }
             | XenApiError::UnknownHost { .. }
             | XenApiError::HostIsSlave { .. }
             | XenApiError::WrongPool { .. } => Self::Trust,
             XenApiError::Url { .. } | XenApiError::Trust { .. } => Self::Usage,
+            XenApiError::NotSupported(_) => Self::Prerequisite,
             _ if error.retry() == Retry::Later => Self::Later,
             _ => Self::Failed,
         }

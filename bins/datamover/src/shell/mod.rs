@@ -4,7 +4,7 @@
 
 pub mod exit;
 pub mod output;
-mod pins;
+pub mod pins;
 pub mod pool;
 pub mod progress;
 pub mod repository;

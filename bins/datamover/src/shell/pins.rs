@@ -1,11 +1,12 @@
-//! Certificates of a pool's members that were learned at the last login, kept in the state folder: with them the next
-//! login still works when the coordinator has moved to another host.
+//! A pool's members as they were learned at the last login, kept in the state folder: with them the next login still
+//! works when the coordinator has moved to another host.
 //!
-//! The operator's fingerprint stays the root of trust: pins that contradict it are not used.
+//! With a fingerprint, each member's certificate is kept; the operator's fingerprint stays the root of trust: pins that
+//! contradict it are not used. With an authority, only addresses are kept, which are no trust.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use xenvault_xenapi::{PinnedHosts, Sha256Fingerprint};
+use xenvault_xenapi::{KnownPool, PinnedHosts, Sha256Fingerprint};
 
 /// The file for the pool at `url`.
 fn file(state: &Path, url: &str) -> PathBuf {
@@ -25,24 +26,51 @@ fn host(url: &str) -> &str {
 
 /// The pins of the pool at `url`, if they were learned under the certificate that the operator confirms now.
 pub fn load(state: &Path, url: &str, confirmed: Sha256Fingerprint) -> Option<PinnedHosts> {
-    let text = std::fs::read_to_string(file(state, url)).ok()?;
-    let pins = decode(&text)?;
+    let pins = remembered(state, url)?;
     (pins.hosts.get(host(url)) == Some(&confirmed)).then_some(pins)
+}
+
+/// What is remembered of the pool at `url`, under whatever certificate it was learned: no trust by itself.
+pub fn remembered(state: &Path, url: &str) -> Option<PinnedHosts> {
+    decode(&std::fs::read_to_string(file(state, url)).ok()?)
 }
 
 /// Keeps what was learned. That this fails is no reason to fail: it is learned again next time.
 pub fn save(state: &Path, url: &str, confirmed: Sha256Fingerprint, learned: PinnedHosts) {
     let mut pins = learned;
     pins.hosts.insert(host(url).to_owned(), confirmed);
-    let path = file(state, url);
+    keep(&file(state, url), &encode(&pins));
+}
+
+/// Where the members of the pool at `url` were, for trust in an authority.
+pub fn load_known(state: &Path, url: &str) -> Option<KnownPool> {
+    let text = std::fs::read_to_string(known_file(state, url)).ok()?;
+    let value: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let pool_uuid = value.get("pool_uuid")?.as_str().map(str::to_owned);
+    let addresses = value.get("addresses")?.as_array()?.iter();
+    Some(KnownPool { pool_uuid, addresses: addresses.filter_map(|text| text.as_str().map(str::to_owned)).collect() })
+}
+
+/// Keeps where the members are.
+pub fn save_known(state: &Path, url: &str, known: &KnownPool) {
+    let value = serde_json::json!({ "pool_uuid": known.pool_uuid, "addresses": known.addresses });
+    keep(&known_file(state, url), &value.to_string());
+}
+
+fn known_file(state: &Path, url: &str) -> PathBuf {
+    file(state, url).with_extension("members.json")
+}
+
+/// That this fails is no reason to fail.
+fn keep(path: &Path, text: &str) {
     let temporary = path.with_extension("new");
     let written = path
         .parent()
         .map_or(Ok(()), std::fs::create_dir_all)
-        .and_then(|()| std::fs::write(&temporary, encode(&pins)))
-        .and_then(|()| std::fs::rename(&temporary, &path));
+        .and_then(|()| std::fs::write(&temporary, text))
+        .and_then(|()| std::fs::rename(&temporary, path));
     if let Err(error) = written {
-        tracing::warn!(%error, path = %path.display(), "the hosts' certificates could not be kept");
+        tracing::warn!(%error, path = %path.display(), "the pool's members could not be kept");
     }
 }
 
@@ -91,7 +119,22 @@ mod tests {
         assert_eq!(loaded.hosts.get("192.0.2.2"), Some(&second));
         assert_eq!(load(state.path(), url, second), None);
 
+        assert_eq!(remembered(state.path(), url).unwrap().hosts.len(), 2);
         std::fs::write(file(state.path(), url), "not what we wrote").unwrap();
         assert_eq!(load(state.path(), url, first), None);
+        assert_eq!(remembered(state.path(), url), None);
+    }
+
+    #[test]
+    fn addresses_are_kept_apart_from_certificates() {
+        let state = tempfile::tempdir().unwrap();
+        let url = "https://pool.example";
+        assert_eq!(load_known(state.path(), url), None);
+        let known = KnownPool { pool_uuid: Some("a pool".into()), addresses: vec!["192.0.2.2".into()] };
+        save_known(state.path(), url, &known);
+        assert_eq!(load_known(state.path(), url), Some(known));
+        assert_eq!(load(state.path(), url, Sha256Fingerprint::of(b"x")), None);
+        std::fs::write(known_file(state.path(), url), "{}").unwrap();
+        assert_eq!(load_known(state.path(), url), None);
     }
 }

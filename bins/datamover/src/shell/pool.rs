@@ -20,11 +20,14 @@ pub struct PoolArguments {
     #[arg(long, value_name = "URL")]
     pub pool: String,
     /// SHA-256 of the coordinator's certificate, as `xenvault-datamover pin` shows it and a person confirmed it
-    #[arg(long, value_name = "SHA256", conflicts_with = "ca_file")]
+    #[arg(long, value_name = "SHA256", conflicts_with_all = ["ca_file", "system_roots"])]
     pub fingerprint: Option<String>,
     /// Certificates (PEM) of an authority that signed the hosts' certificates
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "system_roots")]
     pub ca_file: Option<PathBuf>,
+    /// Trust the certificate authorities of this machine (its store, or SSL_CERT_FILE and SSL_CERT_DIR)
+    #[arg(long)]
+    pub system_roots: bool,
     /// Accept that everybody on the network can read password and disks: allows http:// and NBD without TLS
     #[arg(long)]
     pub accept_clear_text: bool,
@@ -51,7 +54,7 @@ pub struct StateArguments {
 pub enum PoolFailure {
     /// HTTPS without a reason to trust.
     #[error(
-        "nothing says which certificate of {url} is the right one: run `xenvault-datamover pin {url}`, compare the fingerprint with the host's own console, then give it with --fingerprint"
+        "nothing says which certificate of {url} is the right one: run `xenvault-datamover pin {url}`, compare the fingerprint with the host's own console, then give it with --fingerprint; where an authority signed the hosts' certificates, use --ca-file or --system-roots"
     )]
     NoTrust {
         /// The pool.
@@ -136,6 +139,7 @@ impl PoolArguments {
                 Ok(pins::load(state, &url, confirmed).map_or(Trust::Fingerprint(confirmed), Trust::Pins))
             }
             (None, Some(file)) => Ok(Trust::CaFile(file.clone())),
+            (None, None) if self.system_roots => Ok(Trust::SystemRoots),
             (None, None) => Err(PoolFailure::NoTrust { url }),
         }
     }
@@ -147,11 +151,16 @@ impl PoolArguments {
     }
 
     async fn login(&self, password: &str, state: &Path) -> Result<Session, PoolFailure> {
-        let options = ConnectOptions::new(&self.pool, &self.user, password.to_owned(), self.trust(state)?);
+        let mut options = ConnectOptions::new(&self.pool, &self.user, password.to_owned(), self.trust(state)?);
+        let confirmed = self.confirmed()?;
+        if confirmed.is_none() {
+            options.known = pins::load_known(state, &self.pool).unwrap_or_default();
+        }
         let session =
             Session::login(options).await.map_err(|source| PoolFailure::Login { url: self.pool.clone(), source })?;
-        if let Some(confirmed) = self.confirmed()? {
-            pins::save(state, &self.pool, confirmed, session.pinned_hosts());
+        match confirmed {
+            Some(confirmed) => pins::save(state, &self.pool, confirmed, session.pinned_hosts()),
+            None => pins::save_known(state, &self.pool, &session.known_pool()),
         }
         Ok(session)
     }
@@ -218,6 +227,7 @@ mod tests {
             pool: url.to_owned(),
             fingerprint: None,
             ca_file: None,
+            system_roots: false,
             accept_clear_text: false,
             user: "root".to_owned(),
             password_file: None,
@@ -231,6 +241,10 @@ mod tests {
         assert!(matches!(arguments("http://a").trust(state), Err(PoolFailure::ClearText { .. })));
         let accepted = PoolArguments { accept_clear_text: true, ..arguments("https://a") };
         assert!(matches!(accepted.trust(state), Err(PoolFailure::NoTrust { .. })));
+        let system = PoolArguments { system_roots: true, ..arguments("https://a") };
+        assert!(matches!(system.trust(state), Ok(Trust::SystemRoots)));
+        let plain = PoolArguments { system_roots: true, ..arguments("http://a") };
+        assert!(matches!(plain.trust(state), Err(PoolFailure::ClearText { .. })));
         let wrong = PoolArguments { fingerprint: Some("abc".to_owned()), ..arguments("https://a") };
         assert!(matches!(wrong.trust(state), Err(PoolFailure::Fingerprint { .. })));
     }

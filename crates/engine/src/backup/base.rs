@@ -13,7 +13,7 @@ use super::evidence::{Concerned, Notice, Seen, WINDOW_SECONDS, alarming, run_end
 use super::request::LevelRequest;
 use super::snapshot::Shot;
 use crate::EngineError;
-use crate::pool::{Doing as _, DoingInRepository as _, await_task, code, is_gone, server_time};
+use crate::pool::{Doing as _, DoingInRepository as _, await_task, code, is_gone, is_unsupported, server_time};
 use crate::run::Run;
 
 /// Names of the facts that a point keeps with each disk for the next choice of a base.
@@ -387,7 +387,10 @@ async fn changes(
                     other => Err(other).doing("list the changed blocks"),
                 };
             };
-            let reason = FullReason::from_failure(code.as_str());
+            let reason = match is_unsupported(&error) {
+                true => FullReason::CbtUnsupported,
+                false => FullReason::from_failure(code.as_str()),
+            };
             run.meter
                 .warn("changes-not-listed", format!("disk {} is read whole ({reason}): {error}", shot.live.device));
             return Ok(Err(reason));

@@ -20,6 +20,8 @@ pub(crate) enum Access {
     Tls,
     /// In clear text, with the operator's consent.
     Clear,
+    /// Not at all: the server knows no NBD, and disks are read over HTTP from begin to end.
+    Http,
 }
 
 /// What the purposes of the pool's networks allow (X23: the two kinds together make hosts refuse everything).
@@ -105,7 +107,7 @@ fn endpoint(info: &vdi_nbd_server_info::Record, access: Access) -> Result<Endpoi
     let ip: IpAddr = info.address.parse()?;
     let address = SocketAddr::new(ip, u16::try_from(info.port)?);
     let tls = match access {
-        Access::Clear => None,
+        Access::Clear | Access::Http => None,
         Access::Tls => {
             let certificate = CertificateDer::from_pem_slice(info.cert.as_bytes())?;
             // The certificate itself is compared; the name is only what the handshake announces.

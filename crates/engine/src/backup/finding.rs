@@ -26,6 +26,8 @@ pub enum FindingKind {
     NbdClearText,
     /// Both purposes are set: the hosts refuse every connection.
     NbdMixed,
+    /// The server is from before NBD.
+    NbdUnsupported,
     /// The SR has too little space for a snapshot.
     SrSpace,
     /// The VM does not allow a snapshot at the moment.
@@ -52,6 +54,7 @@ impl FindingKind {
             Self::NbdNoAddress => "nbd-no-address",
             Self::NbdClearText => "nbd-clear-text",
             Self::NbdMixed => "nbd-mixed",
+            Self::NbdUnsupported => "nbd-unsupported",
             Self::SrSpace => "sr-space",
             Self::SnapshotNotAllowed => "snapshot-not-allowed",
             Self::SnapshotUnsupported => "snapshot-unsupported",

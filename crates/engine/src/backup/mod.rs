@@ -6,6 +6,7 @@ mod endpoints;
 mod evidence;
 mod finding;
 mod finish;
+mod http_read;
 mod prerequisites;
 mod read;
 mod request;

@@ -61,7 +61,12 @@ pub(crate) async fn check(engine: &Engine, meter: &Meter, vm: (&vm::Ref, &vm::Re
     }
     let networks = network::get_all_records(session).await.doing("list the networks")?;
     let missing = |finding| EngineError::Prerequisite { finding };
-    let access = access(networks.values(), engine.options().clear_text).map_err(missing)?;
+    let access = match access(networks.values(), engine.options().clear_text) {
+        Err(finding) if finding.kind == FindingKind::NbdNotEnabled && !knows_nbd(session, meter, &disks).await? => {
+            Access::Http
+        }
+        other => other.map_err(missing)?,
+    };
     if let Some(disk) = disks.iter().find(|disk| !disk.can_be_snapshotted) {
         return Err(missing(unsupported(disk)));
     }
@@ -70,9 +75,25 @@ pub(crate) async fn check(engine: &Engine, meter: &Meter, vm: (&vm::Ref, &vm::Re
         plugged(session, &sr, &record).await?;
     }
     space(session, &disks).await?;
-    reachable(session, &disks, &networks).await?;
+    if access != Access::Http {
+        reachable(session, &disks, &networks).await?;
+    }
     advise(engine, meter, &pool, &disks).await?;
     Ok(Ground { pool, access, disks, skipped, vbds })
+}
+
+/// Whether the server has NBD at all; one that has it and does not serve it is a finding with a remedy.
+async fn knows_nbd(session: &Session, meter: &Meter, disks: &[LiveDisk]) -> Result<bool, EngineError> {
+    let Some(disk) = disks.first() else { return Ok(true) };
+    match vdi::get_nbd_info(session, &disk.reference).await {
+        Err(error) if crate::pool::is_unsupported(&error) => {
+            let text = format!("{error}; every backup reads whole disks over HTTP, without a check sample");
+            meter.warn(FindingKind::NbdUnsupported.code(), text);
+            Ok(false)
+        }
+        Err(error) if crate::pool::is_gone(&error) => Ok(true),
+        other => other.map(|_| true).doing("list the NBD addresses of a disk"),
+    }
 }
 
 async fn devices(session: &Session, vm: &vm::Record) -> Result<Vec<vbd::Record>, EngineError> {

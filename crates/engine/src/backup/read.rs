@@ -13,6 +13,7 @@ use xenvault_xenapi::{host, pbd};
 
 use super::base::{DiskPlan, Kinship, Situation, fact, facts};
 use super::endpoints::{Access, source};
+use super::http_read;
 use super::request::{DiskReport, Level};
 use super::sample::{Dice, Field, Reservoir, choose};
 use super::snapshot::Shot;
@@ -129,6 +130,10 @@ impl Job<'_> {
 
     /// A pass over everything that can hold data.
     async fn whole(&self, reason: String) -> Pass {
+        if self.access == Access::Http {
+            let extents = ExtentSet::from_range(ByteRange::up_to(self.size()));
+            return Pass { level: Level::Full, reason, changed_bytes: self.size(), extents, base: None };
+        }
         let (extents, reason) = match self.allocation().await {
             Allocation::Known(extents) => (extents, reason),
             Allocation::Unknown => {
@@ -167,6 +172,14 @@ impl Job<'_> {
             tracing::debug!(%error, "closing the export of a disk's head");
         }
         map
+    }
+
+    /// The export of the whole disk over HTTP.
+    async fn begin_http(&self) -> Result<ExportBody, EngineError> {
+        let Some(host) = self.host().await? else {
+            return Err(EngineError::NoHost { device: self.device().to_owned() });
+        };
+        http_read::begin(self.run.session(), &host, &self.shot.reference, self.size()).await
     }
 
     /// A host that has the disk's SR.
@@ -320,7 +333,10 @@ impl Line<'_, '_> {
         let mut disk = Box::pin(job.writer.disk(options)).await.doing("begin a disk")?;
         let mut dice = Dice::seeded_by(&[job.run.id(), job.device()]);
         let mut places = Reservoir::new(KNOWN_PLACES);
-        if !pass.extents.is_empty() {
+        if job.access == Access::Http {
+            let body = job.begin_http().await?;
+            self.read_bytes += http_read::store(body, &mut disk, &mut places, &mut dice, &job.run.meter).await?;
+        } else if !pass.extents.is_empty() {
             let export = self.export().await?;
             let window_bytes = (job.run.engine.options().memory_bytes / 4).max(REQUEST_BYTES);
             let mut pieces = export.read_extents(pass.extents.clone(), ReadOptions { window_bytes });
@@ -356,7 +372,8 @@ impl Line<'_, '_> {
         let field = Field { virtual_size: job.size(), read: &pass.extents, known_data: places };
         let mut dice = Dice::seeded_by(&[job.run.id(), job.device(), "sample"]);
         let sample = choose(&field, count, &mut dice);
-        if sample.is_empty() {
+        // Without random reads a sample would cost the whole disk again.
+        if sample.is_empty() || job.access == Access::Http {
             return Ok(None);
         }
         job.run.meter.stage(&Stage::Verify { device: job.device().to_owned() });

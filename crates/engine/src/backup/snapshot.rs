@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use xenvault_cbt::{FullReason, Tracking};
+use xenvault_cbt::Tracking;
 use xenvault_xenapi::{Session, XenApiError, vbd, vdi, vm};
 
 use super::bases;
@@ -11,7 +11,7 @@ use super::finding::{Finding, FindingKind};
 use super::prerequisites::{Ground, LiveDisk, SNAPSHOT_REMEDY, Trackable};
 use crate::EngineError;
 use crate::marks::{self, CHAIN, Marks, Role};
-use crate::pool::{Doing as _, await_task, code, is_full, server_time};
+use crate::pool::{Doing as _, await_task, is_full, is_unsupported, server_time};
 use crate::run::Run;
 use crate::state::Made;
 
@@ -57,15 +57,18 @@ pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeM
             let enabled = await_task::<()>(session, run.journal()?, options, "VDI.enable_cbt", started).await;
             if let Err(error) = enabled {
                 // The server knows better than its features tell (X09).
-                let reason = code(&error).map(|code| FullReason::from_failure(code.as_str()));
-                unsupported = reason == Some(FullReason::CbtUnsupported);
+                unsupported = is_unsupported(&error);
                 run.meter.warn(
                     "cbt-not-enabled",
                     format!("tracking of disk {} could not be switched on ({error}); it is read whole", disk.device),
                 );
             }
         }
-        let enabled = vdi::get_cbt_enabled(session, &disk.reference).await.doing("read back a disk's tracking")?;
+        let enabled = match vdi::get_cbt_enabled(session, &disk.reference).await {
+            // A server from before tracking does not know the field either.
+            Err(error) if is_unsupported(&error) => false,
+            other => other.doing("read back a disk's tracking")?,
+        };
         let state = match (enabled, unsupported) {
             (true, _) => Tracking::Enabled,
             (false, true) => Tracking::Unsupported,

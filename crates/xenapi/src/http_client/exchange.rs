@@ -1,6 +1,6 @@
 //! Requests over `hyper`: calls over kept connections, and downloads over a connection of their own.
 
-use super::{Endpoint, Stream, USER_AGENT, check_request_head, connect};
+use super::{Blocked, Endpoint, Pace, Stream, TooSlow, USER_AGENT, Watched, check_request_head, connect};
 use crate::error::{Phase, XenApiError};
 use crate::session_handle::Timeouts;
 use bytes::Bytes;
@@ -19,7 +19,11 @@ const IDLE_LIMIT: Duration = Duration::from_secs(15);
 /// Kept connections of one host.
 const IDLE_CONNECTIONS: usize = 8;
 
-type Sender = SendRequest<Full<Bytes>>;
+/// One side of a connection that requests are sent on.
+struct Sender {
+    requests: SendRequest<Full<Bytes>>,
+    blocked: Blocked,
+}
 
 /// A failed exchange.
 #[derive(Debug)]
@@ -99,15 +103,30 @@ impl HttpClient {
                 Some(sender) => (sender, true),
                 None => (self.connect_http().await.map_err(Failed::before)?, false),
             };
-            let sending = async {
-                match sender.ready().await {
-                    Ok(()) => {
-                        sender.try_send_request(request).await.map_err(|mut e| (e.take_message(), e.into_error()))
+            let blocked = sender.blocked.clone();
+            let sent = {
+                let sending = async {
+                    match sender.requests.ready().await {
+                        Ok(()) => {
+                            let sending = sender.requests.try_send_request(request);
+                            sending.await.map_err(|mut error| (error.take_message(), error.into_error()))
+                        }
+                        Err(error) => Err((Some(request), error)),
                     }
-                    Err(error) => Err((Some(request), error)),
+                };
+                tokio::pin!(sending);
+                let limit = self.timeouts.send.min(post.wait);
+                match tokio::time::timeout(limit, &mut sending).await {
+                    Err(_) if blocked.is_set() => {
+                        let error = XenApiError::Timeout { host, phase: Phase::Send, waited: limit };
+                        return Err(Failed::after(error));
+                    }
+                    // It has the request and thinks about the answer.
+                    Err(_) => tokio::time::timeout_at(deadline, &mut sending).await,
+                    answered => answered,
                 }
             };
-            match tokio::time::timeout_at(deadline, sending).await {
+            match sent {
                 Err(_) => return Err(Failed::after(late())),
                 Ok(Ok(response)) => {
                     let status = response.status().as_u16();
@@ -137,7 +156,7 @@ impl HttpClient {
         let headers = [("host", host.as_str()), ("user-agent", USER_AGENT)];
         let request = build(&Method::GET, operation, path, &headers, Bytes::new())?;
         let mut sender = self.connect_http().await?;
-        match tokio::time::timeout(wait, sender.send_request(request)).await {
+        match tokio::time::timeout(wait, sender.requests.send_request(request)).await {
             Err(_) => Err(XenApiError::Timeout { host, phase: Phase::Response, waited: wait }),
             Ok(Err(error)) => Err(XenApiError::Connection { host, phase: Phase::Response, source: Box::new(error) }),
             Ok(Ok(response)) => Ok(response),
@@ -145,8 +164,8 @@ impl HttpClient {
     }
 
     async fn connect_http(&self) -> Result<Sender, XenApiError> {
-        let stream = self.open().await?;
-        let (sender, connection) = Builder::new().handshake(TokioIo::new(stream)).await.map_err(|error| {
+        let (stream, blocked) = Watched::new(self.open().await?);
+        let (requests, connection) = Builder::new().handshake(TokioIo::new(stream)).await.map_err(|error| {
             let host = self.endpoint.display_host();
             XenApiError::Connection { host, phase: Phase::Connect, source: Box::new(error) }
         })?;
@@ -154,19 +173,19 @@ impl HttpClient {
         tokio::spawn(async move {
             let _ = connection.await;
         });
-        Ok(sender)
+        Ok(Sender { requests, blocked })
     }
 
     async fn read_body(&self, operation: &str, response: Response<Incoming>, limit: usize) -> Result<Bytes, Failed> {
         let too_large = || Failed::after(XenApiError::ResponseTooLarge { operation: operation.to_owned(), limit });
         let mut body = response.into_body();
         let mut bytes = Vec::new();
-        let waited = self.timeouts.stall;
+        let mut pace = Pace::new(&self.timeouts.floor);
         loop {
             let host = || self.endpoint.display_host();
-            match tokio::time::timeout(waited, body.frame()).await {
-                Err(_) => {
-                    return Err(Failed::after(XenApiError::Timeout { host: host(), phase: Phase::Body, waited }));
+            match pace.wait(body.frame()).await {
+                Err(TooSlow) => {
+                    return Err(Failed::after(XenApiError::too_slow(host(), Phase::Body, &self.timeouts.floor)));
                 }
                 Ok(None) => return Ok(Bytes::from(bytes)),
                 Ok(Some(Err(error))) => {
@@ -175,6 +194,7 @@ impl HttpClient {
                 }
                 Ok(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
+                        pace.moved(data.len());
                         if bytes.len().saturating_add(data.len()) > limit {
                             return Err(too_large());
                         }
@@ -187,13 +207,13 @@ impl HttpClient {
 
     fn take_idle(&self) -> Option<Sender> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < IDLE_LIMIT);
+        idle.retain(|(sender, since)| !sender.requests.is_closed() && since.elapsed() < IDLE_LIMIT);
         idle.pop().map(|(sender, _)| sender)
     }
 
     fn keep(&self, sender: Sender) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_CONNECTIONS && !sender.is_closed() {
+        if idle.len() < IDLE_CONNECTIONS && !sender.requests.is_closed() {
             idle.push((sender, Instant::now()));
         }
     }
@@ -217,4 +237,46 @@ fn build(
     builder
         .body(Full::new(body))
         .map_err(|source| XenApiError::Response { operation: operation.to_owned(), source: Box::new(source) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http_client::Scheme;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_host_that_does_not_take_the_request_is_told_from_one_that_does_not_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Takes connections and reads nothing.
+        let host = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((tcp, _)) = listener.accept().await {
+                open.push(tcp);
+            }
+        });
+        let endpoint = Endpoint { scheme: Scheme::Http, host: "127.0.0.1".to_owned(), port };
+        let timeouts = Timeouts { send: Duration::from_secs(2), ..Timeouts::default() };
+        let client = HttpClient::new(endpoint, None, timeouts);
+        for (length, phase, limit) in [(64 << 20, Phase::Send, 2), (10, Phase::Response, 4)] {
+            let post = Post {
+                operation: "test",
+                path: "/",
+                content_type: "text/plain",
+                body: Bytes::from(vec![b'x'; length]),
+                wait: Duration::from_secs(4),
+                response_limit: 1000,
+            };
+            let failed = client.post(post).await.err().unwrap();
+            assert!(failed.maybe_sent);
+            match failed.error {
+                XenApiError::Timeout { phase: found, waited, .. } => {
+                    assert_eq!((found, waited), (phase, Duration::from_secs(limit)));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        host.abort();
+    }
 }

@@ -1,7 +1,8 @@
 //! One call with everything that may happen to it: a session that ended, a busy pool, a coordinator that moved.
 
 use super::{Session, State, login};
-use crate::error::{ApiFailure, XenApiError};
+use crate::error::{ApiFailure, Retry, XenApiError};
+use crate::failure_class::FailureClass;
 use crate::generated::ErrorCode;
 use crate::model::Repeat;
 use crate::value::Value;
@@ -52,7 +53,11 @@ impl Session {
         loop {
             let state = self.current(method)?;
             let document = state.document(method, &arguments)?;
-            match login::exchange(&state.client, document, method, wait, &self.inner.options.limits).await {
+            let answer = login::exchange(&state.client, document, method, wait, &self.inner.options.limits).await;
+            if answer.is_ok() {
+                self.inner.outage.over();
+            }
+            match answer {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(failure)) => self.after_failure(method, repeat, &state, failure, &mut remedies).await?,
                 Err(failed) => self.after_silence(repeat, &state, failed, &mut remedies).await?,
@@ -85,14 +90,14 @@ impl Session {
                 remedies.searched = true;
                 self.renew(state, method).await
             }
-            _ if failure.is_busy() && remedies.busy + 1 < self.inner.options.limits.busy_attempts => {
-                let pause = jittered(BUSY_PAUSE.saturating_mul(1 << remedies.busy.min(10)).min(LONGEST_PAUSE));
+            _ if goes_again(&failure, repeat) && remedies.busy + 1 < self.inner.options.limits.busy_attempts => {
+                let pause = jittered(pause_before(remedies.busy));
                 remedies.busy += 1;
                 tracing::debug!(method, %failure, ?pause, "the pool is busy");
                 tokio::time::sleep(pause).await;
                 Ok(())
             }
-            _ => Err(XenApiError::Api { operation: operation(), failure }),
+            _ => Err(XenApiError::of_failure(method, failure, &self.server())),
         }
     }
 
@@ -105,8 +110,7 @@ impl Session {
         remedies: &mut Remedies,
     ) -> Result<(), XenApiError> {
         let error = failed.error;
-        let broken = matches!(error, XenApiError::Connection { .. } | XenApiError::Timeout { .. });
-        if !broken || (failed.maybe_sent && repeat == Repeat::Never) {
+        if !error.is_silence() || (failed.maybe_sent && repeat == Repeat::Never) {
             return Err(error);
         }
         if failed.maybe_sent && matches!(error, XenApiError::Connection { .. }) && !remedies.resent {
@@ -116,10 +120,26 @@ impl Session {
         if remedies.searched {
             return Err(error);
         }
-        remedies.searched = true;
         tracing::debug!(%error, "the coordinator does not answer, its members are asked");
-        // What went wrong first says more than what goes wrong while looking for another coordinator.
-        self.renew(state, "login").await.map_err(|_| error)
+        let mut pauses = 0;
+        loop {
+            let renewed = self.renew(state, "login").await;
+            let limit = self.inner.options.timeouts.outage;
+            match renewed {
+                Ok(()) => {
+                    remedies.searched = true;
+                    return Ok(());
+                }
+                // Logged out, refused, another pool: no time helps.
+                Err(cause) if cause.retry() != Retry::Later => return Err(error),
+                // What went wrong first says more than what goes wrong while looking for another coordinator.
+                Err(_) if self.inner.outage.began().elapsed() >= limit => return Err(error),
+                Err(cause) => tracing::debug!(%cause, "the pool is out of reach; it is asked again"),
+            }
+            let left = limit.saturating_sub(self.inner.outage.began().elapsed());
+            tokio::time::sleep(jittered(pause_before(pauses)).min(left)).await;
+            pauses += 1;
+        }
     }
 
     fn current(&self, method: &str) -> Result<State, XenApiError> {
@@ -179,6 +199,16 @@ impl Session {
         let renewing = self.inner.background.spawn_on(renewal, &self.inner.runtime);
         renewing.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: "login".to_owned() }))
     }
+}
+
+/// The pause before repetition `number`, from 0.
+fn pause_before(number: u32) -> Duration {
+    BUSY_PAUSE.saturating_mul(1 << number.min(10)).min(LONGEST_PAUSE)
+}
+
+/// Whether the same call can be sent again after a pause: nothing was begun, or it passes and doing it twice is harmless.
+fn goes_again(failure: &ApiFailure, repeat: Repeat) -> bool {
+    failure.is_busy() || (failure.class() == FailureClass::RetryNow && repeat == Repeat::Harmless)
 }
 
 /// Between a half and the whole of `pause`, so that many callers do not come back at the same moment.

@@ -4,7 +4,8 @@ use super::{ConnectOptions, Member};
 use crate::error::XenApiError;
 use crate::host;
 use crate::http_client::{Endpoint, Scheme, normal};
-use crate::trust::{PinnedHosts, Sha256Fingerprint, Trust, ca_config, pinned_config};
+use crate::trust::{PinnedHosts, Sha256Fingerprint, Trust, ca_config, pinned_config, system_config};
+use crate::unsupported::ServerVersion;
 use rustls::ClientConfig;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +29,9 @@ enum Believed {
 struct Known {
     pins: PinnedHosts,
     members: Vec<Member>,
+    /// Addresses of members at an earlier login.
+    remembered: Vec<String>,
+    server: ServerVersion,
 }
 
 impl Directory {
@@ -51,9 +55,14 @@ impl Directory {
                 Believed::Pins(None)
             }
             Trust::CaFile(path) => Believed::Ca(ca_config(path)?),
+            Trust::SystemRoots => Believed::Ca(system_config()?),
             Trust::PlainHttp => Believed::Plain,
         };
-        Ok(Self { given, believed, known: Mutex::new(Known { pins, members: Vec::new() }) })
+        if pins.pool_uuid.is_none() {
+            pins.pool_uuid.clone_from(&options.known.pool_uuid);
+        }
+        let remembered = options.known.addresses.clone();
+        Ok(Self { given, believed, known: Mutex::new(Known { pins, remembered, ..Known::default() }) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -92,7 +101,7 @@ impl Directory {
 
     /// Takes over what the coordinator says about the pool's hosts. A certificate that contradicts a known one is not
     /// taken: talking to that host then fails with both fingerprints.
-    pub(super) fn learn(&self, pool_uuid: String, members: Vec<Member>) {
+    pub(super) fn learn(&self, pool_uuid: String, server: ServerVersion, members: Vec<Member>) {
         let mut known = self.lock();
         known.pins.pool_uuid = Some(pool_uuid);
         if self.is_pinned() {
@@ -109,6 +118,11 @@ impl Directory {
             }
         }
         known.members = members;
+        known.server = server;
+    }
+
+    pub(super) fn server(&self) -> ServerVersion {
+        self.lock().server.clone()
     }
 
     pub(super) fn pool_uuid(&self) -> Option<String> {
@@ -142,7 +156,8 @@ impl Directory {
         let mut found: Vec<Endpoint> = current.into_iter().chain([&self.given]).cloned().collect();
         let known = self.lock();
         let addresses = known.members.iter().map(|member| member.address.clone());
-        found.extend(addresses.chain(known.pins.hosts.keys().cloned()).map(|address| self.given.at(&address)));
+        let remembered = known.pins.hosts.keys().cloned().chain(known.remembered.iter().cloned());
+        found.extend(addresses.chain(remembered).map(|address| self.given.at(&address)));
         drop(known);
         let mut unique: Vec<Endpoint> = Vec::new();
         for endpoint in found {

@@ -7,6 +7,7 @@ use crate::generated::ErrorCode;
 use crate::http_client::{Endpoint, Failed, HttpClient, Post, normal};
 use crate::rpc::{Answer, Document, Encoding, Protocol};
 use crate::trust::{Sha256Fingerprint, leaf_of_pem};
+use crate::unsupported::ServerVersion;
 use crate::value::{FromValue, ToValue, Value};
 use crate::{host, pool, session};
 use bytes::Bytes;
@@ -66,7 +67,7 @@ pub(super) async fn reopen(
         match open_at(options, directory, &candidate).await {
             Ok(opened) => return Ok(opened),
             // Only silence is a reason to ask another host: a refusal stays one everywhere.
-            Err(error @ (XenApiError::Connection { .. } | XenApiError::Timeout { .. })) => {
+            Err(error) if error.is_silence() => {
                 tracing::debug!(%error, "this host does not answer");
                 first_error.get_or_insert(error);
             }
@@ -164,7 +165,7 @@ async fn try_host(
                 Ok(Outcome::Member(failure.params.into_iter().next().unwrap_or_default()))
             }
             ErrorCode::SessionAuthenticationFailed => Err(XenApiError::LoginRefused { host: endpoint.display_host() }),
-            _ => Err(XenApiError::Api { operation: method.to_owned(), failure }),
+            _ => Err(XenApiError::of_failure(method, failure, &ServerVersion::default())),
         },
     }
 }
@@ -225,20 +226,23 @@ async fn read<T: FromValue>(
     let document = state.document(method, arguments)?;
     let wait = options.timeouts.read_call;
     let answer = exchange(&state.client, document, method, wait, &options.limits).await.map_err(|f| f.error)?;
-    let value = answer.map_err(|failure| XenApiError::Api { operation: method.to_owned(), failure })?;
+    // At the first login the version is not known yet.
+    let value = answer.map_err(|failure| XenApiError::of_failure(method, failure, &ServerVersion::default()))?;
     T::from_value(value).map_err(|source| XenApiError::decode(method, source))
 }
 
 /// Learns pool and hosts, with their certificates where those count.
 pub(super) async fn learn(state: &State, options: &ConnectOptions, directory: &Directory) -> Result<(), XenApiError> {
     let pools: BTreeMap<pool::Ref, pool::Record> = read(state, options, "pool.get_all_records", &[]).await?;
-    let found = pools.into_values().next().map(|record| record.uuid).unwrap_or_default();
+    let (found, master) = pools.into_values().next().map(|pool| (pool.uuid, pool.master)).unwrap_or_default();
     if let Some(expected) = directory.pool_uuid()
         && expected != found
     {
         return Err(XenApiError::WrongPool { host: state.client.endpoint.display_host(), expected, found });
     }
     let hosts: BTreeMap<host::Ref, host::Record> = read(state, options, "host.get_all_records", &[]).await?;
+    // Older members of a pool that is being upgraded follow the coordinator, so that one counts.
+    let server = hosts.get(&master).map(|host| ServerVersion::of(&host.software_version)).unwrap_or_default();
     let members: Vec<Member> = futures::stream::iter(hosts)
         .map(|(host, record)| async move {
             let fingerprint = match directory.is_pinned() {
@@ -250,7 +254,7 @@ pub(super) async fn learn(state: &State, options: &ConnectOptions, directory: &D
         .buffered(CERTIFICATES_AT_ONCE)
         .collect()
         .await;
-    directory.learn(found, members);
+    directory.learn(found, server, members);
     Ok(())
 }
 

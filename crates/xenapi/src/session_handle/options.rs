@@ -17,8 +17,25 @@ pub struct Timeouts {
     pub read_call: Duration,
     /// The answer to a call that does work.
     pub work_call: Duration,
-    /// A transfer during which not one byte moves.
-    pub stall: Duration,
+    /// Handing a request to the network.
+    pub send: Duration,
+    /// The floor under the speed of bodies, of responses as of transfers in both directions.
+    pub floor: Floor,
+    /// How long calls wait for a pool that is out of reach after a session was open (a restart of the toolstack, a
+    /// fail-over): those that are harmless to repeat, and all that were certainly not sent. Counted from the first
+    /// failure of any call; a pool that stays away longer fails at once. Zero: not at all.
+    pub outage: Duration,
+}
+
+/// The least that has to move: `bytes` within every `window` that is spent waiting for the other side.
+///
+/// It bounds every transfer of n bytes by `n / bytes + 1` windows, however it drips.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Floor {
+    /// Bytes; 0 counts as 1.
+    pub bytes: u64,
+    /// Time of waiting.
+    pub window: Duration,
 }
 
 impl Default for Timeouts {
@@ -28,7 +45,10 @@ impl Default for Timeouts {
             tls: Duration::from_secs(15),
             read_call: Duration::from_secs(60),
             work_call: Duration::from_secs(600),
-            stall: Duration::from_secs(120),
+            send: Duration::from_secs(60),
+            // Hosts that look for data in a sparse disk can be silent for a minute or two.
+            floor: Floor { bytes: 256 << 10, window: Duration::from_secs(120) },
+            outage: Duration::from_secs(120),
         }
     }
 }
@@ -61,6 +81,8 @@ pub struct ConnectOptions {
     pub password: Secret,
     /// Whom to believe.
     pub trust: Trust,
+    /// What is known of the pool from an earlier login, for trust that does not come with it.
+    pub known: KnownPool,
     /// Encoding of calls.
     pub protocol: Protocol,
     /// Who we are; the server limits sessions by it.
@@ -79,12 +101,25 @@ impl ConnectOptions {
             user: user.to_owned(),
             password: password.into(),
             trust,
+            known: KnownPool::default(),
             protocol: Protocol::default(),
             originator: "xenvault".to_owned(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }
     }
+}
+
+/// A pool as it was at an earlier login: where to look for its coordinator when the given address is silent.
+///
+/// It is no trust: each of these hosts has to be believed as the given one has. [`Trust::Pins`](crate::Trust::Pins)
+/// brings hosts of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownPool {
+    /// Its uuid; another pool is refused.
+    pub pool_uuid: Option<String>,
+    /// Addresses of its members.
+    pub addresses: Vec<String>,
 }
 
 /// A host of the pool, as it was learned at login.

@@ -2,13 +2,13 @@
 
 use super::{Handler, Reply, start, success};
 use crate::error::{Phase, XenApiError};
-use crate::session_handle::Session;
+use crate::http_client::{Pace, TooSlow};
+use crate::session_handle::{Floor, Session};
 use crate::tasks::TaskGuard;
 use crate::{host, vdi};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use std::time::Duration;
 
 const OPERATION: &str = "/export_raw_vdi";
 
@@ -38,7 +38,8 @@ pub struct ExportBody {
     body: Option<Incoming>,
     guard: TaskGuard,
     host: String,
-    stall: Duration,
+    floor: Floor,
+    pace: Pace,
     received: u64,
     shape: Shape,
 }
@@ -59,12 +60,12 @@ impl ExportBody {
     /// The next bytes, or `None` at the end. The end of the bytes is no success: ask [`ExportBody::finish`].
     ///
     /// # Errors
-    /// [`XenApiError::Connection`], [`XenApiError::Timeout`]. The real reason may be the task's: ask
+    /// [`XenApiError::Connection`], [`XenApiError::TooSlow`]. The real reason may be the task's: ask
     /// [`ExportBody::finish`].
     pub async fn next(&mut self) -> Result<Option<Bytes>, XenApiError> {
         loop {
             let Some(body) = self.body.as_mut() else { return Ok(None) };
-            let error = match tokio::time::timeout(self.stall, body.frame()).await {
+            let error = match self.pace.wait(body.frame()).await {
                 Ok(None) => {
                     self.body = None;
                     return Ok(None);
@@ -74,12 +75,13 @@ impl ExportBody {
                     if data.is_empty() {
                         continue;
                     }
+                    self.pace.moved(data.len());
                     return Ok(self.take(data));
                 }
                 Ok(Some(Err(source))) => {
                     XenApiError::Connection { host: self.host.clone(), phase: Phase::Body, source: Box::new(source) }
                 }
-                Err(_) => XenApiError::Timeout { host: self.host.clone(), phase: Phase::Body, waited: self.stall },
+                Err(TooSlow) => XenApiError::too_slow(self.host.clone(), Phase::Body, &self.floor),
             };
             self.body = None;
             // Hosts that just close the TLS connection are common, so the end may be right all the same.
@@ -202,5 +204,7 @@ pub async fn export_raw_vdi(
         })
     });
     let ((body, at), guard) = sent.await?;
-    Ok(ExportBody { body: Some(body), guard, host: at, stall: timeouts.stall, received: 0, shape })
+    let floor = timeouts.floor.clone();
+    let pace = Pace::new(&floor);
+    Ok(ExportBody { body: Some(body), guard, host: at, floor, pace, received: 0, shape })
 }

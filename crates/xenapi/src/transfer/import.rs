@@ -5,8 +5,8 @@
 
 use super::{Handler, Reply, TASK_END_LIMIT, reason, start, success};
 use crate::error::{BoxError, Phase, XenApiError};
-use crate::http_client::{HttpClient, Stream, USER_AGENT, check_request_head, read_head};
-use crate::session_handle::Session;
+use crate::http_client::{HttpClient, Pace, Stream, TooSlow, USER_AGENT, check_request_head, read_head};
+use crate::session_handle::{Floor, Session};
 use crate::tasks::TaskGuard;
 use crate::{host, vdi};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use tokio::io::{AsyncWriteExt, WriteHalf};
 
 const OPERATION: &str = "/import_raw_vdi";
 
-/// Bytes that are handed to the connection at once; each piece has the whole time limit.
+/// Bytes that are handed to the connection at once.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// An upload that the host has accepted.
@@ -25,7 +25,8 @@ struct Upload {
     reader: tokio::task::JoinHandle<()>,
     guard: TaskGuard,
     host: String,
-    stall: Duration,
+    floor: Floor,
+    pace: Pace,
     sent: u64,
     failed: bool,
 }
@@ -67,16 +68,24 @@ impl Upload {
             // What comes is at most a second response; the task has the same reason in a better form.
             let _ = tokio::io::copy(&mut read_half, &mut tokio::io::sink()).await;
         });
-        Ok(Self { writer, reader, guard, host: at, stall: timeouts.stall, sent: 0, failed: false })
+        let floor = timeouts.floor.clone();
+        let pace = Pace::new(&floor);
+        Ok(Self { writer, reader, guard, host: at, floor, pace, sent: 0, failed: false })
     }
 
     /// Hands bytes to the connection and returns when it has taken them.
     async fn send(&mut self, data: &[u8]) -> Result<(), XenApiError> {
-        for piece in data.chunks(PIECE_BYTES) {
-            match tokio::time::timeout(self.stall, self.writer.write_all(piece)).await {
-                Ok(Ok(())) => {}
+        let mut rest = data;
+        while !rest.is_empty() {
+            let piece = rest.get(..PIECE_BYTES).unwrap_or(rest);
+            match self.pace.wait(self.writer.write(piece)).await {
+                Ok(Ok(0)) => return Err(self.broken("the connection takes no more bytes".into())),
+                Ok(Ok(count)) => {
+                    self.pace.moved(count);
+                    rest = rest.get(count..).unwrap_or_default();
+                }
                 Ok(Err(source)) => return Err(self.broken(source.into())),
-                Err(_) => return Err(self.stalled()),
+                Err(TooSlow) => return Err(self.stalled()),
             }
         }
         Ok(())
@@ -87,7 +96,7 @@ impl Upload {
     }
 
     fn stalled(&self) -> XenApiError {
-        XenApiError::Timeout { host: self.host.clone(), phase: Phase::Send, waited: self.stall }
+        XenApiError::too_slow(self.host.clone(), Phase::Send, &self.floor)
     }
 
     /// The real reason of a failed write. The connection is closed by then.
@@ -104,13 +113,13 @@ impl Upload {
         if self.failed {
             return Err(self.broken("the transfer had failed before".into()));
         }
-        match tokio::time::timeout(self.stall, self.writer.flush()).await {
+        match self.pace.wait(self.writer.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(source)) => {
                 let error = self.broken(source.into());
                 return Err(self.explain(error).await);
             }
-            Err(_) => {
+            Err(TooSlow) => {
                 let error = self.stalled();
                 return Err(self.explain(error).await);
             }
@@ -163,7 +172,7 @@ impl ChunkedImport {
     /// host's speed.
     ///
     /// # Errors
-    /// The task's failure where the host gave up, else [`XenApiError::Connection`] or [`XenApiError::Timeout`]. Nothing
+    /// The task's failure where the host gave up, else [`XenApiError::Connection`] or [`XenApiError::TooSlow`]. Nothing
     /// can be written after an error, nor after a write whose future was dropped before it was done.
     pub async fn write(&mut self, offset: u64, data: Bytes) -> Result<(), XenApiError> {
         if self.upload.failed {

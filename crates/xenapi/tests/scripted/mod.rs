@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use xenvault_xenapi::{ConnectOptions, Sha256Fingerprint, Timeouts, Trust};
+use xenvault_xenapi::{ConnectOptions, Floor, Sha256Fingerprint, Timeouts, Trust};
 
 pub const PASSWORD: &str = "correct horse";
 pub const POOL: &str = "11111111-2222-3333-4444-555555555555";
@@ -33,6 +33,8 @@ pub struct Call {
     pub params: Vec<Value>,
     /// The head as it came.
     pub head: String,
+    /// The id of a JSON-RPC call.
+    pub id: Value,
 }
 
 /// What a host does about a request.
@@ -50,6 +52,10 @@ pub enum Step {
     Read(usize),
     /// Reads up to the end marker of the chunk protocol.
     ReadChunks,
+    /// Sends these bytes so many times, with a pause before each.
+    Repeat(Vec<u8>, usize, Duration),
+    /// Reads one byte, then pauses, for ever.
+    Sip(Duration),
     /// Does nothing, but keeps the connection open.
     Hang,
 }
@@ -72,6 +78,24 @@ impl Identity {
         Self { der: certificate.der().to_vec(), key: key.serialize_der() }
     }
 
+    /// Certificates of hosts at these addresses, signed by an authority of its own, and that authority in PEM form.
+    pub fn signed(hosts: usize) -> (Vec<Self>, String) {
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "an authority of a test");
+        let authority = params.self_signed(&authority_key).unwrap();
+        let issuer = rcgen::Issuer::new(params, authority_key);
+        let sign = |host| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(vec![address(host)]).unwrap();
+            let certificate = params.signed_by(&key, &issuer).unwrap();
+            Self { der: certificate.der().to_vec(), key: key.serialize_der() }
+        };
+        let own = Self { der: authority.der().to_vec(), key: Vec::new() };
+        ((0..hosts).map(sign).collect(), own.pem())
+    }
+
     pub fn fingerprint(&self) -> Sha256Fingerprint {
         Sha256Fingerprint::of(&self.der)
     }
@@ -89,10 +113,12 @@ pub struct Pool {
     pub identities: Vec<Arc<Identity>>,
     pub port: u16,
     state: Arc<State>,
-    hosts: Vec<tokio::task::JoinHandle<()>>,
+    hosts: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    acceptors: Vec<TlsAcceptor>,
 }
 
 pub struct State {
+    connections: AtomicU64,
     script: Box<Script>,
     calls: Mutex<Vec<Call>>,
     uploads: Mutex<Vec<u8>>,
@@ -156,32 +182,30 @@ async fn listeners(count: usize) -> (u16, Vec<TcpListener>) {
 
 impl Pool {
     pub async fn start(look: Look, script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static) -> Self {
-        let identities: Vec<Arc<Identity>> = (0..look.hosts).map(|_| Arc::new(Identity::new())).collect();
+        let identities = (0..look.hosts).map(|_| Identity::new()).collect();
+        Self::start_as(identities, look, script).await
+    }
+
+    /// As [`Pool::start`], with these certificates.
+    pub async fn start_as(
+        identities: Vec<Identity>,
+        look: Look,
+        script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static,
+    ) -> Self {
+        let identities: Vec<Arc<Identity>> = identities.into_iter().map(Arc::new).collect();
         let (port, listeners) = listeners(look.hosts).await;
         let state = Arc::new(State {
             script: Box::new(script),
+            connections: AtomicU64::new(0),
             calls: Mutex::default(),
             uploads: Mutex::default(),
             sessions: AtomicU64::new(0),
             pems: identities.iter().map(|identity| identity.pem()).collect(),
         });
-        let mut hosts = Vec::new();
-        for (host, listener) in listeners.into_iter().enumerate() {
-            let acceptor = acceptor(&identities[host], &look);
-            let state = Arc::clone(&state);
-            hosts.push(tokio::spawn(async move {
-                let mut connections = tokio::task::JoinSet::new();
-                while let Ok((tcp, _)) = listener.accept().await {
-                    let (acceptor, state) = (acceptor.clone(), Arc::clone(&state));
-                    connections.spawn(async move {
-                        if let Ok(stream) = acceptor.accept(tcp).await {
-                            let _ = serve(host, stream, state).await;
-                        }
-                    });
-                }
-            }));
-        }
-        Self { identities, port, state, hosts }
+        let acceptors: Vec<TlsAcceptor> = identities.iter().map(|identity| acceptor(identity, &look)).collect();
+        let running = listeners.into_iter().enumerate();
+        let hosts = running.map(|(host, listener)| run(host, listener, acceptors[host].clone(), &state)).collect();
+        Self { identities, port, state, hosts: Mutex::new(hosts), acceptors }
     }
 
     /// One well-behaved host with these exceptions.
@@ -205,14 +229,53 @@ impl Pool {
             tls: Duration::from_secs(20),
             read_call: Duration::from_secs(60),
             work_call: Duration::from_secs(60),
-            stall: Duration::from_secs(30),
+            send: Duration::from_secs(30),
+            floor: Floor { bytes: 1, window: Duration::from_secs(30) },
+            outage: Duration::ZERO,
         };
         options
     }
 
     /// Closes a host's port and all its connections.
     pub fn kill(&self, host: usize) {
-        self.hosts[host].abort();
+        self.hosts.lock().unwrap()[host].abort();
+    }
+
+    /// As [`Pool::kill`], and returns when connections are refused.
+    pub async fn kill_and_wait(&self, host: usize) {
+        self.kill(host);
+        while tokio::net::TcpStream::connect((address(host), self.port)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Opens the port of a killed host again.
+    pub async fn revive(&self, host: usize) {
+        self.revive_as(host, self.acceptors[host].clone()).await;
+    }
+
+    /// As [`Pool::revive`], with a new certificate, which is given.
+    pub async fn revive_with_another_certificate(&self, host: usize) -> Identity {
+        let identity = Identity::new();
+        self.revive_as(host, acceptor(&identity, &Look::default())).await;
+        identity
+    }
+
+    async fn revive_as(&self, host: usize, acceptor: TlsAcceptor) {
+        let place = (address(host), self.port);
+        // The connections of before may need a moment to be gone.
+        let listener = loop {
+            match TcpListener::bind((place.0.as_str(), place.1)).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        self.hosts.lock().unwrap()[host] = run(host, listener, acceptor, &self.state);
+    }
+
+    /// Connections that were opened so far, with TLS.
+    pub fn connections(&self) -> u64 {
+        self.state.connections.load(Ordering::SeqCst)
     }
 
     pub fn calls(&self) -> Vec<Call> {
@@ -245,8 +308,24 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.hosts.iter().for_each(tokio::task::JoinHandle::abort);
+        self.hosts.lock().unwrap().iter().for_each(tokio::task::JoinHandle::abort);
     }
+}
+
+fn run(host: usize, listener: TcpListener, acceptor: TlsAcceptor, state: &Arc<State>) -> tokio::task::JoinHandle<()> {
+    let state = Arc::clone(state);
+    tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (acceptor, state) = (acceptor.clone(), Arc::clone(&state));
+            connections.spawn(async move {
+                if let Ok(stream) = acceptor.accept(tcp).await {
+                    state.connections.fetch_add(1, Ordering::SeqCst);
+                    let _ = serve(host, stream, state).await;
+                }
+            });
+        }
+    })
 }
 
 pub fn address(host: usize) -> String {
@@ -300,8 +379,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         let head = String::from_utf8(head).unwrap();
         let mut words = head.split(' ');
         let (verb, target) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
-        let mut call = Call { host, target, method: verb, params: Vec::new(), head: head.clone() };
-        let mut id = Value::Null;
+        let mut call = Call { host, target, method: verb, params: Vec::new(), head: head.clone(), id: Value::Null };
         if call.method == "POST" {
             let length = head.lines().filter_map(|line| line.split_once(": ")).find_map(|(name, value)| {
                 name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().unwrap())
@@ -312,7 +390,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 let body: Value = serde_json::from_slice(&body).unwrap();
                 call.method = body["method"].as_str().unwrap().to_owned();
                 call.params = body["params"].as_array().unwrap().clone();
-                id = body["id"].clone();
+                call.id = body["id"].clone();
             } else {
                 let body = String::from_utf8(body).unwrap();
                 let method = body.split("<methodName>").nth(1).unwrap().split('<').next().unwrap();
@@ -320,6 +398,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 call.params = vec![json!(body); 8];
             }
         }
+        let id = call.id.clone();
         state.calls.lock().unwrap().push(call.clone());
         let reply = (state.script)(&call).unwrap_or_else(|| usual(&call, &state));
         let (status, headers, body) = match reply {
@@ -370,6 +449,17 @@ async fn take_steps<S: AsyncRead + AsyncWrite + Unpin>(
                 if header == [0; 12] {
                     break;
                 }
+            },
+            Step::Repeat(bytes, times, pause) => {
+                for _ in 0..times {
+                    tokio::time::sleep(pause).await;
+                    stream.write_all(&bytes).await?;
+                    stream.flush().await?;
+                }
+            }
+            Step::Sip(pause) => loop {
+                stream.read_u8().await?;
+                tokio::time::sleep(pause).await;
             },
             Step::Hang => std::future::pending().await,
         }
