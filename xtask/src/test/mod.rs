@@ -1,5 +1,6 @@
-//! `cargo xtask test`: the tools, then every test of the workspace, the documentation's examples, the embedding package.
+//! `cargo xtask test`: the tools and the clients of others, then every test of the workspace, the documentation's examples, the embedding package.
 
+mod clients;
 pub mod tools;
 
 use crate::measure::{self, Figure};
@@ -22,6 +23,7 @@ pub const LONG_VARIABLE: &str = "XENVAULT_LONG";
 pub fn run(long: bool) -> Outcome {
     let started = Instant::now();
     tools::provide(tools::FOR_TESTS)?;
+    let clients = clients::provide()?;
     let programs = build_programs(long)?;
     let profile = if long { &["--release"][..] } else { &[] };
 
@@ -33,7 +35,7 @@ pub fn run(long: bool) -> Outcome {
     } else {
         tests.args(["test", "--workspace", "--no-fail-fast"]).args(profile);
     }
-    tests.env(PROGRAMS_VARIABLE, &programs);
+    tests.env(PROGRAMS_VARIABLE, &programs).env(clients::CLIENTS_VARIABLE, &clients);
     if long {
         tests.env(LONG_VARIABLE, "1");
     }

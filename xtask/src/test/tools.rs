@@ -17,11 +17,16 @@ pub const FOR_TESTS: &[Tool] = &[
     ("e2fsck", "e2fsprogs"),
     ("nbdkit", "nbdkit"),
     ("nbdcopy", "libnbd-bin"),
+    ("nbdinfo", "libnbd-bin"),
     // Whatever version is there is taken: replacing it can be impossible where others hold to it.
     ("qemu-nbd", "qemu-utils"),
     ("qemu-img", "qemu-utils"),
     ("openssl", "openssl"),
     ("python3", "python3"),
+    ("curl", "curl"),
+    // For XenAPI clients of others, which `clients.rs` installs.
+    ("node", "nodejs"),
+    ("npm", "npm"),
 ];
 
 /// Folders that hold system programs but are often not on the path of an ordinary user.
@@ -36,25 +41,40 @@ pub fn provide(tools: &[Tool]) -> Outcome {
     if packages.is_empty() {
         return Ok(());
     }
-    let by_hand = format!(
-        "these tools are missing; install them with:\n    sudo apt-get install --no-install-recommends {}",
-        packages.join(" ")
-    );
+    install(&packages)?;
+    if missing_packages(tools, &|program| find(program).is_some()).is_empty() {
+        Ok(())
+    } else {
+        Err(by_hand(&packages).into())
+    }
+}
+
+/// Installs Debian packages.
+///
+/// # Errors
+/// The exact command that installs them, where we may not do so ourselves; or what apt failed with.
+pub fn install(packages: &[&str]) -> Outcome {
     if !is_root() || find("apt-get").is_none() {
-        return Err(by_hand.into());
+        return Err(by_hand(packages).into());
     }
     println!("installing {}", packages.join(" "));
     let install = || {
         let mut command = Command::new("apt-get");
-        command.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(&packages);
+        command.args(["install", "--yes", "--quiet", "--no-install-recommends"]).args(packages);
         show(command.env("DEBIAN_FRONTEND", "noninteractive"))
     };
     // A fresh machine has no package lists yet; a prepared one needs no update.
     install().or_else(|_| {
         show(Command::new("apt-get").args(["update", "--quiet"]))?;
         install()
-    })?;
-    if missing_packages(tools, &|program| find(program).is_some()).is_empty() { Ok(()) } else { Err(by_hand.into()) }
+    })
+}
+
+fn by_hand(packages: &[&str]) -> String {
+    format!(
+        "these tools are missing; install them with:\n    sudo apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    )
 }
 
 /// The packages of the tools that are not there, each once.
