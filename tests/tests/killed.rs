@@ -128,3 +128,29 @@ fn sigterm_cleans_up() {
     bench.assert_pool_is_clean();
     assert_eq!(bench.points().len(), 0);
 }
+
+#[test]
+fn nobody_who_reads_the_output_is_no_reason_to_leave_a_snapshot_behind() {
+    let bench = Bench::start(one_vm(DISK_BYTES, 24 << 20));
+    let device = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+
+    // Standard error is full (a log on a full disk) and nobody reads standard output: the backup goes on.
+    let mut program = bench.program("xenvault-datamover");
+    program.args(["--log", "debug", "backup"]).args(bench.backup_arguments("web"));
+    let mut child = program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(device()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    bench.assert_pool_is_clean();
+
+    // A result that can not be written is not told, and the exit code says so; the point is good.
+    let mut program = bench.program("xenvault-datamover");
+    program.args(["--json", "backup"]).args(bench.backup_arguments("web"));
+    let ended = program.stdin(Stdio::null()).stdout(device()).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("the work is done"), "{ended:?}");
+    bench.assert_pool_is_clean();
+    let mut points = bench.program("xenvault-restore");
+    points.args(["--json", "points"]).args(bench.repository_arguments());
+    let listed = Finished::from(points.output().unwrap()).json().unwrap();
+    assert_eq!(listed["points"].as_array().unwrap().len(), 2, "{listed}");
+}

@@ -257,7 +257,12 @@ impl EngineError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Pool { source, .. } => source.retry(),
-            Self::Busy { .. } | Self::Read { .. } | Self::DiskCount { .. } | Self::Internal { .. } => Retry::Later,
+            // A place on the medium that can not be read stays so; whatever hindered the connection may pass.
+            Self::Read { source, .. } => match source.retry() {
+                xenvault_nbd::Retry::Never => Retry::Never,
+                _ => Retry::Later,
+            },
+            Self::Busy { .. } | Self::DiskCount { .. } | Self::Internal { .. } => Retry::Later,
             Self::Repository { .. } | Self::SrFull { .. } | Self::NoHost { .. } => Retry::Later,
             _ => Retry::Never,
         }

@@ -162,7 +162,12 @@ struct NewFile {
 impl NewFile {
     fn create(path: &Path, size: u64) -> Result<Self, EngineError> {
         let failed = |source| EngineError::LocalFile { path: path.to_owned(), source };
-        let file = File::create_new(path).map_err(failed)?;
+        // The content of a guest's disk is nobody's but the owner's.
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(path).map_err(failed)?;
         let new = Self { path: path.to_owned(), file: Arc::new(file), kept: false };
         new.file.set_len(size).map_err(failed)?;
         Ok(new)

@@ -18,6 +18,5 @@ pub async fn run(arguments: &RepositoryArguments, format: Format) -> Outcome {
         "made repository {id} in {}\nKeep the passphrase somewhere else too: without it nobody can read the backups.",
         path.display()
     );
-    format.result(&text, json!({ "repository": id.to_string(), "path": path }));
-    Ok(Exit::Success)
+    Ok(format.result(&text, json!({ "repository": id.to_string(), "path": path })))
 }

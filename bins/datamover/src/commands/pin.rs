@@ -28,8 +28,7 @@ async fn coordinator(url: &str, format: Format) -> Outcome {
          To see the certificates of all members of the pool, which are learned from the coordinator:\n    \
          xenvault-datamover pin {url} --fingerprint {fingerprint}"
     );
-    format.result(&text, json!({ "url": url, "fingerprint": fingerprint.to_string() }));
-    Ok(Exit::Success)
+    Ok(format.result(&text, json!({ "url": url, "fingerprint": fingerprint.to_string() })))
 }
 
 async fn shown_at(url: &str) -> Result<Sha256Fingerprint, Box<dyn std::error::Error>> {

@@ -35,7 +35,7 @@ pub enum Exit {
     Later,
     /// Ctrl-C; cleaned up.
     Interrupted,
-    /// SIGTERM; cleaned up.
+    /// SIGTERM or SIGHUP; cleaned up.
     Terminated,
 }
 
@@ -53,7 +53,7 @@ const TABLE: [(Exit, &str); 13] = [
     (Exit::Damaged, "the repository is damaged, or data did not pass a check"),
     (Exit::Later, "the pool is out of reach or busy: the same command can succeed later"),
     (Exit::Interrupted, "stopped by Ctrl-C, and cleaned up"),
-    (Exit::Terminated, "stopped by SIGTERM, and cleaned up"),
+    (Exit::Terminated, "stopped by SIGTERM or SIGHUP, and cleaned up"),
 ];
 
 impl Exit {
@@ -132,6 +132,7 @@ impl Exit {
             EngineError::SrFull { .. } | EngineError::NoDisks { .. } => Some(Self::Prerequisite),
             EngineError::NoNbdAddress { .. } => Some(Self::Prerequisite),
             EngineError::DiskCount { .. } | EngineError::NoHost { .. } => Some(Self::Later),
+            EngineError::Read { .. } if error.retry() == Retry::Later => Some(Self::Later),
             EngineError::Configuration { .. } => Some(Self::Damaged),
             EngineError::Pool { .. } | EngineError::Repository { .. } => None,
             _ => match error.kind() {

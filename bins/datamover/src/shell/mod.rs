@@ -16,6 +16,8 @@ pub fn start_log(filter: Option<&str>) {
     let Some(filter) = filter else { return };
     let subscriber = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        // It would print the failure to the very stream that failed, and panic there.
+        .log_internal_errors(false)
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .finish();
     if tracing::subscriber::set_global_default(subscriber).is_err() {

@@ -1,13 +1,13 @@
 //! What a program prints: results on standard output, everything else on standard error.
 //!
 //! With `--json`, standard output gets exactly one JSON object, also when the program fails.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place of a program that prints results")]
-
 use super::exit::Exit;
 use super::signals::Ended;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 
 /// For whom results and progress are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,15 +24,17 @@ impl Format {
         if json { Self::Json } else { Self::Text }
     }
 
-    /// Prints a result: `text` for people, `value` (an object) for machines.
-    pub fn result(self, text: &str, mut value: Value) {
+    /// Prints a result: `text` for people, `value` (an object) for machines. Gives the exit code: the work is done, but a
+    /// result that could not be written is not told.
+    #[must_use]
+    pub fn result(self, text: &str, mut value: Value) -> Exit {
         match self {
-            Self::Text => println!("{}", text.trim_end()),
+            Self::Text => answer(text.trim_end()),
             Self::Json => {
                 if let Some(object) = value.as_object_mut() {
                     object.insert("ok".to_owned(), Value::Bool(true));
                 }
-                println!("{value}");
+                answer(&value.to_string())
             }
         }
     }
@@ -41,9 +43,10 @@ impl Format {
     pub fn error(self, error: &(dyn Error + 'static)) -> Exit {
         let exit = Exit::of(error);
         let causes = causes(error);
-        eprintln!("{}", chain(&error.to_string(), &causes));
+        notice(&chain(&error.to_string(), &causes));
         if self == Self::Json {
-            println!("{}", error_record(exit, &error.to_string(), &causes));
+            // The exit code tells of the error, whoever reads this.
+            let _ = answer(&error_record(exit, &error.to_string(), &causes).to_string());
         }
         exit
     }
@@ -52,17 +55,52 @@ impl Format {
     pub fn ended<T>(self, ended: Ended<T>, what_is_left: &str, text: fn(&T) -> String, json: fn(&T) -> Value) -> Exit {
         let exit = match ended {
             Ended::Done(result) => {
-                self.result(&text(&result), json(&result));
-                return Exit::Success;
+                return self.result(&text(&result), json(&result));
             }
             Ended::Stopped(exit) => exit,
         };
-        eprintln!("stopped by a signal: {what_is_left}");
+        notice(&format!("stopped by a signal: {what_is_left}"));
         if self == Self::Json {
-            println!("{}", error_record(exit, what_is_left, &[]));
+            let _ = answer(&error_record(exit, what_is_left, &[]).to_string());
         }
         exit
     }
+}
+
+/// Prints one text on standard output. A reader that left early (`| head`) has what it wanted.
+fn answer(text: &str) -> Exit {
+    let mut output = io::stdout().lock();
+    match writeln!(output, "{}", printable(text)).and_then(|()| output.flush()) {
+        Ok(()) => Exit::Success,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Success,
+        Err(error) => {
+            notice(&format!("error: the work is done, but its result can not be written to standard output ({error})"));
+            Exit::Failed
+        }
+    }
+}
+
+/// Prints one text on standard error. Nobody may be there to read it (a closed terminal, a full disk under a log): that
+/// never ends the work.
+pub fn notice(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{}", printable(text));
+}
+
+/// The text with everything escaped that a terminal would act on, or that turns the direction of writing: names of VMs
+/// are given by people who may do no more than that.
+fn printable(text: &str) -> Cow<'_, str> {
+    let acts = |character: char| {
+        (character.is_control() && character != '\n' && character != '\t')
+            || matches!(character, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        if acts(character) { plain.extend(character.escape_unicode()) } else { plain.push(character) }
+    }
+    Cow::Owned(plain)
 }
 
 fn error_record(exit: Exit, message: &str, causes: &[String]) -> Value {
@@ -159,6 +197,12 @@ mod tests {
             &["a session is gone".to_owned(), "a session is gone".to_owned(), "reset".to_owned()],
         );
         assert_eq!(text, "error: the pool failed\n  because: a session is gone\n  because: reset");
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_escaped() {
+        assert_eq!(printable("web \u{1b}[31m\r\u{202e}x\ny\tz"), "web \\u{1b}[31m\\u{d}\\u{202e}x\ny\tz");
+        assert!(matches!(printable("Büro 東京\n"), Cow::Borrowed(_)));
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub struct StateArguments {
 pub enum PoolFailure {
     /// HTTPS without a reason to trust.
     #[error(
-        "nothing says which certificate of {url} is the right one: run `xenvault-datamover pin {url}`, compare the fingerprint with the host's own console, then give it with --fingerprint; where an authority signed the hosts' certificates, use --ca-file or --system-roots"
+        "nothing says which certificate of {at} is the right one: run `xenvault-datamover pin {at}`, compare the fingerprint with the host's own console, then give it with --fingerprint; where an authority signed the hosts' certificates, use --ca-file or --system-roots", at = without_account(url)
     )]
     NoTrust {
         /// The pool.
@@ -62,7 +62,8 @@ pub enum PoolFailure {
     },
     /// HTTP without consent.
     #[error(
-        "{url} is not encrypted: use https://, or accept with --accept-clear-text that everybody on the network can read password and disks"
+        "{} is not encrypted: use https://, or accept with --accept-clear-text that everybody on the network can read password and disks",
+        without_account(url)
     )]
     ClearText {
         /// The pool.
@@ -78,13 +79,24 @@ pub enum PoolFailure {
     #[error("there is no home folder to keep the state of this installation in: name one with --state")]
     NoStateFolder,
     /// The login failed.
-    #[error("cannot log in to the pool at {url}")]
+    #[error("cannot log in to the pool at {}", without_account(url))]
     Login {
         /// The pool.
         url: String,
         /// Why.
         source: XenApiError,
     },
+}
+
+/// An address without the account that somebody may have written into it: a password never stands in an error.
+fn without_account(url: &str) -> String {
+    let begin = url.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = url.split_at_checked(begin).unwrap_or(("", url));
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest.get(..end).and_then(|authority| authority.rfind('@')) {
+        Some(at) => format!("{scheme}<account hidden>@{}", rest.get(at + 1..).unwrap_or_default()),
+        None => url.to_owned(),
+    }
 }
 
 impl PoolFailure {
@@ -231,6 +243,17 @@ mod tests {
             accept_clear_text: false,
             user: "root".to_owned(),
             password_file: None,
+        }
+    }
+
+    #[test]
+    fn an_account_in_an_address_is_not_shown() {
+        let hidden = "https://<account hidden>@192.0.2.1:8443/x";
+        assert_eq!(without_account("https://root:se@cret@192.0.2.1:8443/x"), hidden);
+        assert_eq!(without_account("https://192.0.2.1"), "https://192.0.2.1");
+        for url in ["http://root:secret@a", "https://root:secret@a"] {
+            let shown = arguments(url).trust(Path::new("/no/such/folder")).unwrap_err().to_string();
+            assert!(!shown.contains("secret"), "{shown}");
         }
     }
 

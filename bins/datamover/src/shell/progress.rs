@@ -1,7 +1,6 @@
 //! Shows a workflow's progress on standard error: a live line on a terminal, plain lines elsewhere, JSON for machines.
-#![expect(clippy::print_stderr, reason = "progress is what this file prints")]
 
-use super::output::Format;
+use super::output::{Format, notice};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -53,7 +52,7 @@ impl Monitor {
     fn say(&self, text: &str) {
         match &self.look {
             Look::Live(bar) => bar.println(text),
-            Look::Lines | Look::Json => eprintln!("{text}"),
+            Look::Lines | Look::Json => notice(text),
         }
     }
 
@@ -73,8 +72,8 @@ impl JobMonitor for Monitor {
     fn stage(&self, stage: &Stage) {
         match &self.look {
             Look::Live(bar) => bar.set_message(stage.to_string()),
-            Look::Lines => eprintln!("{stage}"),
-            Look::Json => eprintln!("{}", json!({ "event": "stage", "stage": stage.to_string() })),
+            Look::Lines => notice(&stage.to_string()),
+            Look::Json => notice(&json!({ "event": "stage", "stage": stage.to_string() }).to_string()),
         }
     }
 
@@ -90,14 +89,14 @@ impl JobMonitor for Monitor {
             }
             Look::Lines if self.is_due(BETWEEN_LINES) => {
                 let (done, planned) = (ByteSize(progress.done_bytes), ByteSize(progress.planned_bytes));
-                eprintln!("{done} of {planned}, {}", figures(progress));
+                notice(&format!("{done} of {planned}, {}", figures(progress)));
             }
             Look::Json if self.is_due(BETWEEN_RECORDS) => {
                 let mut record = totals(progress);
                 if let Some(record) = record.as_object_mut() {
                     record.insert("event".to_owned(), json!("progress"));
                 }
-                eprintln!("{record}");
+                notice(&record.to_string());
             }
             Look::Lines | Look::Json => {}
         }
@@ -105,7 +104,9 @@ impl JobMonitor for Monitor {
 
     fn warning(&self, warning: &Warning) {
         match &self.look {
-            Look::Json => eprintln!("{}", json!({ "event": "warning", "code": warning.code, "text": warning.text })),
+            Look::Json => {
+                notice(&json!({ "event": "warning", "code": warning.code, "text": warning.text }).to_string());
+            }
             Look::Live(_) | Look::Lines => self.say(&format!("warning: {}", warning.text)),
         }
     }

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the work is cancelled and cleaned up, not cut off.
+//! Ctrl-C, SIGTERM and the end of the terminal: the work is cancelled and cleaned up, not cut off.
 
 use super::exit::Exit;
 use std::future::Future;
@@ -13,11 +13,13 @@ pub enum Ended<T> {
     Stopped(Exit),
 }
 
-/// The two signals that ask for an end. Made before the work begins, so that none is lost.
+/// The signals that ask for an end. Made before the work begins, so that none is lost.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// The terminal or the connection that the program was started from is gone.
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -26,7 +28,11 @@ impl Signals {
     /// # Errors
     /// Where the operating system refuses.
     pub fn take() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
     }
 
     /// Runs `work` to its end or to the first signal.
@@ -42,6 +48,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Exit::Interrupted,
             _ = self.terminate.recv() => Exit::Terminated,
+            _ = self.hang_up.recv() => Exit::Terminated,
         }
     }
 }

@@ -49,6 +49,6 @@ pub async fn run(arguments: &PointsArguments, format: Format) -> Outcome {
         text.push_str(&format!("DAMAGED {}: {}\n", point.object, point.error));
         damaged.push(json!({ "object": point.object, "error": point.error.to_string() }));
     }
-    format.result(&text, json!({ "points": records, "damaged": damaged }));
-    Ok(if listing.damaged.is_empty() { Exit::Success } else { Exit::Damaged })
+    let told = format.result(&text, json!({ "points": records, "damaged": damaged }));
+    Ok(if listing.damaged.is_empty() { told } else { Exit::Damaged })
 }

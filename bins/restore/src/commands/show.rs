@@ -4,7 +4,6 @@ use super::moment;
 use crate::Outcome;
 use crate::arguments::ShowArguments;
 use crate::points::choose;
-use crate::shell::exit::Exit;
 use crate::shell::output::{Format, Table};
 use serde_json::{Value, json};
 use xenvault_block::ByteSize;
@@ -15,8 +14,7 @@ pub async fn run(arguments: &ShowArguments, format: Format) -> Outcome {
     let repository = arguments.repository.open_with(&passphrase).await?;
     let point = choose(&repository, &arguments.point).await?;
     let details = points::show(&repository, &point).await?;
-    format.result(&text(&details), json(&details));
-    Ok(Exit::Success)
+    Ok(format.result(&text(&details), json(&details)))
 }
 
 fn text(details: &PointDetails) -> String {

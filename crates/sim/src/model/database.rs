@@ -274,6 +274,28 @@ impl Database {
         Some(changes)
     }
 
+    /// Forgets which objects were deleted, as a toolstack does when it starts: only rows are kept in its file.
+    pub(crate) fn forget_deletions(&mut self) {
+        self.deletions.clear();
+        self.forgotten = self.generation;
+    }
+
+    /// Counts from the database as another host had it, `behind` changes ago: rows keep their order and get lower
+    /// numbers, so that tokens from before can be ahead of every change to come.
+    pub(crate) fn fall_behind(&mut self, behind: u64) {
+        self.forget_deletions();
+        let mut rows: Vec<&mut Row> = self.tables.values_mut().flat_map(|table| table.values_mut()).collect();
+        rows.sort_by_key(|row| row.modified);
+        let mut number = 0;
+        for row in rows {
+            number += 1;
+            row.modified = number;
+            row.created = row.created.min(number);
+        }
+        self.generation = number.max(self.generation.saturating_sub(behind));
+        self.forgotten = self.generation;
+    }
+
     fn row(&self, name: &str, reference: &str) -> Outcome<&Row> {
         let row = self.tables.get(name).and_then(|table| table.get(reference));
         row.ok_or_else(|| Failure::handle_invalid(name, reference))

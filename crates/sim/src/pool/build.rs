@@ -1,13 +1,9 @@
 //! Makes a pool's objects from its options.
 
 use std::net::Ipv4Addr;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU16;
-
-use tokio_util::sync::CancellationToken;
 
 use super::certificate;
-use crate::core::HostNode;
+use crate::core::{HostNode, HostParts};
 use crate::methods;
 use crate::model::{Database, NULL, Value, date_text, new_uuid};
 use crate::{NbdAccess, SimError, SimOptions};
@@ -191,7 +187,7 @@ fn host(
             ("fingerprint_sha1", with_colons(&certificate::fingerprint_sha1(&identity.certificate)).into()),
         ],
     );
-    Ok(HostNode {
+    Ok(HostNode::new(HostParts {
         reference,
         uuid,
         address,
@@ -200,9 +196,7 @@ fn host(
         key: identity.key,
         subject: identity.subject,
         control_domain,
-        nbd_port: AtomicU16::new(0),
-        life: Mutex::new(CancellationToken::new()),
-    })
+    }))
 }
 
 fn software(version: &str, name: &str) -> Value {
