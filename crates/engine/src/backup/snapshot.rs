@@ -9,8 +9,8 @@ use xenvault_xenapi::{Session, XenApiError, vbd, vdi, vm};
 use super::finding::{Finding, FindingKind};
 use super::prerequisites::{Ground, LiveDisk, SNAPSHOT_REMEDY, Trackable};
 use crate::EngineError;
-use crate::marks::{self, CHAIN, Marks, Role};
-use crate::pool::{Doing as _, await_task, code, is_full, server_time};
+use crate::marks::{self, CHAIN, Candidate, Marks, Role};
+use crate::pool::{Doing as _, await_task, code, gone_is_fine, is_full, server_time};
 use crate::run::Run;
 use crate::state::Made;
 
@@ -50,6 +50,7 @@ pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeM
         }
         let mut unsupported = false;
         if !disk.record.cbt_enabled {
+            remove_broken_bases(run, disk).await;
             let started = vdi::enable_cbt_async(session, &disk.reference).await;
             let options = run.engine.options();
             let enabled = await_task::<()>(session, run.journal()?, options, "VDI.enable_cbt", started).await;
@@ -72,6 +73,38 @@ pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeM
         tracking.insert(disk.reference.clone(), state);
     }
     Ok(tracking)
+}
+
+/// Removes our bases of a disk that is not tracked: nothing can be counted from them any more, whosever point they
+/// served.
+///
+/// It has to be now. Where the storage threw the log away by itself (X10), the base before it still names the live disk
+/// as its successor; destroyed after tracking is on again, it would be joined with the new log and tear that from its
+/// own predecessor.
+async fn remove_broken_bases(run: &Run, disk: &LiveDisk) {
+    let session = run.session();
+    for reference in &disk.record.snapshots {
+        let Ok(record) = vdi::get_record(session, reference).await else { continue };
+        let candidate = Candidate {
+            uuid: &record.uuid,
+            name: &record.name_label,
+            other_config: &record.other_config,
+            is_a_snapshot: record.is_a_snapshot,
+            in_journal: false,
+            foreign_user: !record.vbds.is_empty(),
+        };
+        let Ok(owned) = marks::judge(&candidate, run.engine.instance()) else { continue };
+        let bitmap_only = record.type_ == vdi::Type::CbtMetadata;
+        if owned.role != Some(Role::Base) || !bitmap_only || run.engine.state().is_alive(&owned.run) {
+            continue;
+        }
+        if let Err(error) = gone_is_fine(vdi::destroy(session, reference).await) {
+            run.meter.warn(
+                "not-cleaned-up",
+                format!("disk {}: a base that serves nobody any more could not be removed: {error}", disk.device),
+            );
+        }
+    }
 }
 
 async fn set_chain(session: &Session, disk: &vdi::Ref, nonce: &str) -> Result<(), XenApiError> {
