@@ -131,7 +131,7 @@ fn sigterm_cleans_up() {
 
 #[test]
 fn nobody_who_reads_the_output_is_no_reason_to_leave_a_snapshot_behind() {
-    let bench = Bench::start(one_vm(DISK_BYTES, 24 << 20));
+    let bench = Bench::start(one_vm());
     let device = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
 
     // Standard error is full (a log on a full disk) and nobody reads standard output: the backup goes on.

@@ -269,3 +269,100 @@ async fn a_disk_without_tracking_beside_one_with_it() {
     assert_eq!(lab.sim.record("VDI", &second).unwrap()["cbt_enabled"], false);
     lab.assert_clean(1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x20_a_disk_that_moved_to_another_sr_is_read_whole_and_the_others_are_not() {
+    let options = SimOptions {
+        srs: vec![SrSpec::new("here", SrKind::Ext), SrSpec::new("there", SrKind::Ext)],
+        vms: vec![VmSpec::new("vm-1").disk(data_disk(8 * MIB, MIB)).disk(data_disk(4 * MIB, MIB))],
+        ..Default::default()
+    };
+    let lab = Lab::new(options).await;
+    lab.incremental().await;
+    // What a storage migration leaves: another VDI on another SR at the same place, with the settings of the old one.
+    let disk = lab.reference("VDI", &lab.disk()).await;
+    lab.call("VDI.disable_cbt", std::slice::from_ref(&disk)).await;
+    let there = lab.reference("SR", &lab.sim.srs()[1].uuid).await;
+    let moved = lab.call("VDI.copy", &[disk.clone(), there]).await;
+    let settings = lab.sim.record("VDI", &lab.disk()).unwrap()["other_config"].clone();
+    lab.call("VDI.set_other_config", &[moved.clone(), settings]).await;
+    let vbds = lab.sim.records("VBD");
+    let (vbd, record) = vbds.iter().find(|(_, vbd)| vbd["VDI"] == disk).unwrap();
+    let mut record = record.clone();
+    lab.call("VBD.destroy", &[json!(vbd)]).await;
+    record["VDI"] = moved;
+    lab.call("VBD.create", &[record]).await;
+    lab.call("VDI.destroy", &[disk]).await;
+    lab.write(2 * MIB, &noise(1, 100_000));
+
+    let report = lab.incremental().await;
+    let reasons: Vec<&str> = report.disks.iter().map(|disk| disk.reason.as_str()).collect();
+    assert_eq!(reasons, ["migrated", "changed-blocks"]);
+    lab.assert_equals_guest(&report, "vm-1").await;
+    assert_eq!(lab.point(&report).await.vm_uuid, lab.sim.vm("vm-1").unwrap().uuid);
+    lab.write(3 * MIB, &noise(2, 100_000));
+    let report = lab.incremental().await;
+    assert!(report.disks.iter().all(|disk| disk.reason == "changed-blocks"), "{:?}", report.disks);
+    lab.assert_equals_guest(&report, "vm-1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x21_change_information_of_another_product_is_never_touched_and_warned_about() {
+    let lab = Lab::small().await;
+    let vm = lab.reference("VM", &lab.sim.vm("vm-1").unwrap().uuid).await;
+    let disk = lab.reference("VDI", &lab.disk()).await;
+    lab.call("VDI.enable_cbt", std::slice::from_ref(&disk)).await;
+    let snapshot = lab.call("VM.snapshot", &[vm, json!("other product"), json!([])]).await;
+    let vbds = lab.sim.records("VBD");
+    let theirs = vbds.values().find(|vbd| vbd["VM"] == snapshot && vbd["type"] == "Disk").unwrap()["VDI"].clone();
+    lab.call("VM.destroy", &[snapshot]).await;
+    lab.call("VDI.data_destroy", std::slice::from_ref(&theirs)).await;
+    let theirs = theirs.as_str().unwrap();
+    let record = || lab.sim.records("VDI")[theirs].clone();
+    let before = record();
+    assert_eq!(before["type"], "cbt_metadata");
+
+    for round in 0..2_u64 {
+        lab.write(round * MIB, &noise(round, 100_000));
+        let report = lab.incremental().await;
+        assert!(report.warnings.iter().any(|warning| warning.code == "foreign-cbt"), "{:?}", report.warnings);
+        lab.assert_equals_guest(&report, "vm-1").await;
+    }
+    // A run that fails, and a sweep, do not touch it either.
+    lab.sim.fault(Fault::once("VM.snapshot", error("INTERNAL_ERROR", &["ordered"])));
+    lab.fails().await;
+    lab.engine.sweep(Default::default()).await.unwrap();
+    assert_eq!(record(), before);
+    assert_eq!(lab.calls("VDI.disable_cbt"), 0);
+    assert!(lab.sim.record("VDI", &lab.disk()).unwrap()["cbt_enabled"] == true);
+    // Its own incremental still works.
+    let now = lab
+        .reference(
+            "VDI",
+            lab.bases().iter().find(|base| base["uuid"] != before["uuid"]).unwrap()["uuid"].as_str().unwrap(),
+        )
+        .await;
+    lab.call("VDI.list_changed_blocks", &[json!(theirs), now]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x10_a_crash_right_after_the_snapshot_happened_after_the_base() {
+    let options =
+        SimOptions { vms: vec![VmSpec::new("vm-1").disk(data_disk(8 * MIB, MIB)).running()], ..Default::default() };
+    let lab = Lab::new(options).await;
+    let sim = lab.sim.clone();
+    let crash = async {
+        // The snapshot is there, and its marks are being put on it.
+        while sim.counters().calls.get("VM.set_other_config").copied().unwrap_or(0) == 0 {
+            tokio::task::yield_now().await;
+        }
+        sim.guest_write("vm-1", "0", 2 * MIB, &noise(1, 200_000)).unwrap();
+        sim.crash_host(0).await.unwrap();
+    };
+    let (first, ()) = tokio::join!(lab.incremental(), crash);
+    assert_eq!(first.reason, "first-backup");
+    let second = lab.incremental().await;
+    assert!(second.reason.starts_with("suspect"), "{}", second.reason);
+    lab.assert_equals_guest(&second, "vm-1").await;
+    lab.assert_clean(1);
+}

@@ -1,7 +1,6 @@
 //! `init-repository`: an empty repository in a new or empty folder.
 
 use crate::Outcome;
-use crate::shell::exit::Exit;
 use crate::shell::output::Format;
 use crate::shell::repository::{OpenError, RepositoryArguments};
 use serde_json::json;

@@ -114,10 +114,10 @@ async fn members(arguments: &PinArguments, fingerprint: &str, format: Format) ->
          follow no others:\n{list}",
         rows.len()
     );
-    format.result(&text, json!({ "url": url, "members": rows.iter().map(Row::json).collect::<Vec<_>>() }));
+    let told = format.result(&text, json!({ "url": url, "members": rows.iter().map(Row::json).collect::<Vec<_>>() }));
     logged_out?;
     let differs = rows.iter().any(|row| row.verdict() == "differs");
-    Ok(if differs { Exit::Trust } else { Exit::Success })
+    Ok(if differs { Exit::Trust } else { told })
 }
 
 /// What the member at `address` shows; the port is that of the pool's address.

@@ -347,7 +347,8 @@ fn weigh(evidence: &mut BaseEvidence, situation: &Situation, base: &PointDisk) {
     evidence.now.base_host_boot_time = boot_time.copied();
     let (Some(notices), Some(seen)) = (&situation.notices, seen(base)) else { return };
     // The clock went back by so much that new messages can be older than what the base had seen: nothing is known.
-    if situation.at.saturating_add(WINDOW_SECONDS / 2) < seen.from.saturating_add(WINDOW_SECONDS) {
+    let taken = base.attributes.get(fact::SNAPSHOT_TIME).and_then(|text| text.parse::<u64>().ok());
+    if taken.is_none_or(|taken| situation.at.saturating_add(WINDOW_SECONDS / 2) < taken) {
         return;
     }
     let new = seen.newer(notices);

@@ -165,7 +165,9 @@ fn follow(mut events: Vec<Event>, mut running: bool) -> Result<bool, RunEnd> {
         return Err(RunEnd::Unclean);
     }
     while !events.is_empty() {
-        let Some(next) = events.iter().position(|event| event.fits(running)) else {
+        // A reboot leaves the state as it is: where it fits, nothing is lost by taking it first.
+        let reboot = events.iter().position(|&event| event == Event::Reboot && event.fits(running));
+        let Some(next) = reboot.or_else(|| events.iter().position(|event| event.fits(running))) else {
             return Err(RunEnd::Unknown);
         };
         running = match events.swap_remove(next) {
@@ -232,6 +234,7 @@ mod tests {
         check(RunEnd::Clean, &[(11, "VM_STARTED"), (11, "VM_SHUTDOWN")], false, false);
         check(RunEnd::Clean, &[(11, "VM_SUSPENDED"), (15, "VM_RESUMED"), (17, "VM_REBOOTED")], true, true);
         check(RunEnd::Clean, &[(11, "VM_SNAPSHOTTED")], false, false);
+        check(RunEnd::Clean, &[(11, "VM_SHUTDOWN"), (11, "VM_STARTED"), (11, "VM_REBOOTED")], false, false);
     }
 
     #[test]

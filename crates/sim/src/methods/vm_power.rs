@@ -80,23 +80,10 @@ async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -
         }
     };
     boot(core, vm, &host, if paused { "Paused" } else { "Running" })?;
-<<<<<<< HEAD
-    let name = core.db().text("host", &host, "name_label");
-    announce(core, vm, "VM_STARTED", &format!("started on host: {name}"));
-=======
     let mut db = core.db();
     let (name, uuid) = (db.text("host", &host, "name_label"), db.text("host", &host, "uuid"));
     say(&mut db, vm, "VM_STARTED", &format!("started on host: {name} (uuid: {uuid})"));
->>>>>>> w/sim-pool
     Ok(Value::void())
-}
-
-/// The message about a change of power state that was asked for over XenAPI. What a host's crash or a reset of the
-/// power state does to a VM is not announced.
-fn announce(core: &Core, vm: &str, message: &str, what: &str) {
-    let mut db = core.db();
-    let (uuid, name) = (db.text("VM", vm, "uuid"), db.text("VM", vm, "name_label"));
-    post_message(&mut db, message, 5, "VM", &uuid, &format!("VM '{name}' {what}"));
 }
 
 /// Attaches all devices and runs the VM. What was attached is detached again on a failure.
@@ -170,15 +157,12 @@ async fn shutdown(call: &Call, operation: &str) -> Outcome {
     let _operation =
         Operation::begin(call, &[("VM", vm, operation)], |db: &Database| vm_checks::check(db, vm, operation)).await?;
     halt(&call.core, vm, End::Clean);
-<<<<<<< HEAD
-    announce(&call.core, vm, "VM_SHUTDOWN", "shutdown");
-=======
     say(&mut call.core.db(), vm, "VM_SHUTDOWN", "shutdown");
->>>>>>> w/sim-pool
     Ok(Value::void())
 }
 
-/// The pool message of a VM's life, as xapi words it.
+/// The pool message about a change of power state that was asked for over XenAPI, as xapi words it. What a host's crash
+/// or a reset of the power state does to a VM is not announced.
 fn say(db: &mut Database, vm: &str, message: &str, what: &str) {
     let (name, uuid) = (db.text("VM", vm, "name_label"), db.text("VM", vm, "uuid"));
     post_message(db, message, 5, "VM", &uuid, &format!("VM '{name}' (uuid: {uuid}) {what}"));
@@ -196,7 +180,7 @@ async fn reboot(call: &Call, operation: &str) -> Outcome {
     let host = call.core.db().text("VM", vm, "resident_on");
     halt(&call.core, vm, End::Clean);
     boot(&call.core, vm, &host, "Running")?;
-    announce(&call.core, vm, "VM_REBOOTED", "rebooted");
+    say(&mut call.core.db(), vm, "VM_REBOOTED", "rebooted");
     Ok(Value::void())
 }
 
