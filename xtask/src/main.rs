@@ -7,6 +7,7 @@
 mod check;
 mod codegen;
 mod demo;
+mod fuzz_seeds;
 mod measure;
 mod run;
 mod test;
@@ -38,6 +39,8 @@ enum Command {
         /// Which one
         figure: measure::Figure,
     },
+    /// Fills the corpora of the fuzz targets that read a pool's answers from the recordings of real servers
+    FuzzSeeds,
     /// Makes the XenAPI records and wrappers from the committed list of facts
     Codegen {
         /// Write nothing, fail if what is committed is not what would be written
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Test { long } => test::run(long),
         Command::Demo => demo::run(),
         Command::Measure { figure } => measure::run(figure),
+        Command::FuzzSeeds => fuzz_seeds::run(),
         Command::Codegen { check } => codegen::run(check),
     };
     match outcome {

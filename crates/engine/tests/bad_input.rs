@@ -51,6 +51,27 @@ async fn an_unknown_vm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn x14_a_bitmap_that_is_none_means_reading_everything() {
+    let lab = Lab::small().await;
+    lab.engine.backup(BackupRequest::incremental(name("vm-1"))).await.unwrap();
+    // A disk of 16 MiB has 256 blocks: 32 bytes, 44 characters.
+    let good = "A".repeat(43) + "=";
+    for text in ["".to_owned(), "not base64!".to_owned(), good[1..].to_owned(), "AAAA".to_owned(), "/".repeat(1 << 20)]
+    {
+        lab.sim.fault(Fault::once("VDI.list_changed_blocks", FaultEffect::TextAfter(text.clone())));
+        let report = lab.engine.backup(BackupRequest::incremental(name("vm-1"))).await.unwrap();
+        let said = text.chars().take(12).collect::<String>();
+        assert_eq!(report.disks[0].reason, "bitmap-invalid", "{said}");
+        let warning = report.warnings.iter().find(|warning| warning.code == "bitmap-invalid").unwrap();
+        assert!(warning.text.len() < 500, "{said}: {} bytes of text", warning.text.len());
+        lab.assert_equals_guest(&report, "vm-1").await;
+    }
+    let report = lab.engine.backup(BackupRequest::incremental(name("vm-1"))).await.unwrap();
+    assert_eq!(report.disks[0].reason, "changed-blocks");
+    lab.assert_clean(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_vms_of_one_name_are_listed_with_their_uuids() {
     let twin = || VmSpec::new("vm-1").disk(DiskSpec::new(4 * MIB));
     let lab = Lab::new(SimOptions { vms: vec![twin(), twin()], ..Default::default() }).await;

@@ -289,6 +289,19 @@ async fn an_error_reply_ends_the_connection_and_its_data_is_not_believed() {
 }
 
 #[tokio::test]
+async fn payloads_of_another_length_put_the_connection_to_an_end() {
+    // Longer than it was asked for: what follows is no reply.
+    let steps = vec![send(reply(0, 1)), data(4096 + 100), send(reply(0, 2)), data(8192), Silence];
+    let [first, second] = two_reads(steps, &Timeouts::default()).await;
+    check!(first, Ok(4096));
+    check!(second, Err(NbdError::Protocol { violation: Violation::ReplyMagic(0x0707_0707), .. }));
+    // Shorter: nothing in the protocol tells until the next reply is due, and then all that waits fails.
+    let steps = vec![send(reply(0, 1)), data(4096 - 16), send(reply(0, 2)), data(8192), Silence];
+    let [_, second] = two_reads(steps, &Timeouts::default()).await;
+    check!(second, Err(NbdError::Protocol { violation: Violation::ReplyMagic(0x0707_0707), .. }));
+}
+
+#[tokio::test]
 async fn replies_that_nobody_asked_for_end_the_connection() {
     let mut structured = reply(0, 1);
     structured[..4].copy_from_slice(&0x668e_33ef_u32.to_be_bytes());

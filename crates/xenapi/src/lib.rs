@@ -48,7 +48,7 @@ pub use model::Repeat;
 pub use reference::{AnyClass, AnyRef, Ref};
 pub use rpc::Protocol;
 #[doc(hidden)]
-pub use rpc::decode_for_fuzzing;
+pub use rpc::{decode_for_fuzzing, decode_json_for_fuzzing, decode_xml_for_fuzzing};
 pub use secret::Secret;
 pub use session_handle::{ConnectOptions, Floor, KnownPool, Limits, Member, Session, Timeouts};
 pub use tokio_util::sync::CancellationToken;

@@ -116,6 +116,48 @@ pub fn decode_for_fuzzing(answer: &[u8]) {
     }
 }
 
+/// As [`decode_for_fuzzing`], XML-RPC only, and what is read is read on as the records that calls ask for.
+#[doc(hidden)]
+pub fn decode_xml_for_fuzzing(answer: &[u8]) {
+    if let Ok(Ok(value)) = xml::decode_response(answer).and_then(unwrap_status) {
+        read_on(value);
+    }
+    if let Ok(text) = std::str::from_utf8(answer)
+        && let Ok(value) = xml::decode_fragment(text)
+    {
+        read_on(value);
+    }
+}
+
+/// As [`decode_xml_for_fuzzing`], for JSON-RPC.
+#[doc(hidden)]
+pub fn decode_json_for_fuzzing(answer: &[u8]) {
+    // Whatever call it answers.
+    let id = match serde_json::from_slice(answer) {
+        Ok(Value::Map(members)) => members.get("id").cloned(),
+        _ => None,
+    };
+    let id = id.and_then(|id| i64::from_value(id).ok()).unwrap_or(1);
+    match json::decode_reply(answer, id) {
+        Ok(Ok(value)) => read_on(value),
+        Ok(Err(description)) => {
+            let failure = ApiFailure::from_description(description).without("secret");
+            let _ = (failure.class(), failure.to_string());
+        }
+        Err(_) => {}
+    }
+}
+
+fn read_on(value: Value) {
+    use crate::{host, task, vdi, vm};
+    use std::collections::BTreeMap;
+    let _ = BTreeMap::<vm::Ref, vm::Record>::from_value(value.clone());
+    let _ = BTreeMap::<vdi::Ref, vdi::Record>::from_value(value.clone());
+    let _ = BTreeMap::<host::Ref, host::Record>::from_value(value.clone());
+    let _ = task::Record::from_value(value.clone());
+    let _ = Vec::<String>::from_value(value);
+}
+
 #[cfg(test)]
 #[path = "rpc_transcripts.rs"]
 mod transcripts;

@@ -68,6 +68,32 @@ fn every_code_in_the_recordings_has_a_class() {
 }
 
 #[test]
+fn the_rights_in_the_document_are_those_of_the_data_model() {
+    let Some(path) = shared::shared("xapi-datamodel.json") else { return };
+    let model: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut held = 0;
+    for line in include_str!("../../../docs/xenapi.md").lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, calls, role, _, _, _, _, _] = cells.as_slice() else { continue };
+        for call in calls.split(", ").filter_map(|call| call.strip_prefix('`')?.strip_suffix('`')) {
+            let Some((class, message)) = call.split_once('.') else { continue };
+            let class = &model["classes"][class];
+            let implicit = || class["implicit_messages"].as_array().into_iter().flatten();
+            let explicit = &class["messages"][message];
+            let known = explicit.is_object()
+                || implicit().any(|found| found[0] == message)
+                || ["get_record", "get_all_records"].contains(&message);
+            assert!(known, "{call} is no message");
+            if let Some(least) = explicit["min_role"].as_str() {
+                assert_eq!(*role, least, "{call}");
+                held += 1;
+            }
+        }
+    }
+    assert!(held > 15, "{held} rights were compared");
+}
+
+#[test]
 fn the_document_shows_the_same_table() {
     let document = include_str!("../../../docs/xenapi.md");
     let mut shown = BTreeMap::new();

@@ -54,6 +54,8 @@ pub enum FaultEffect {
         /// Its parameters.
         params: Vec<String>,
     },
+    /// The call is done, but its answer (in an `Async.` form the task's result) is this text. No transfers.
+    TextAfter(String),
     /// The call waits first.
     Delay(Duration),
     /// The connection is closed before the call is done.

@@ -58,10 +58,15 @@ pub(crate) async fn dispatch(core: &Arc<Core>, host: usize, method: &str, params
         Some(FaultEffect::Delay(time)) => tokio::time::sleep(time).await,
         Some(FaultEffect::Drop) => return Reply::Close,
         Some(FaultEffect::Hang) => return Reply::Silence,
-        Some(effect @ (FaultEffect::ErrorAfter { .. } | FaultEffect::DropAfter)) => after = Some(effect),
+        Some(effect @ (FaultEffect::ErrorAfter { .. } | FaultEffect::TextAfter(_) | FaultEffect::DropAfter)) => {
+            after = Some(effect);
+        }
     }
     let late = match &after {
-        Some(FaultEffect::ErrorAfter { code, params }) => Some(Failure { code: code.clone(), params: params.clone() }),
+        Some(FaultEffect::ErrorAfter { code, params }) => {
+            Some(Err(Failure { code: code.clone(), params: params.clone() }))
+        }
+        Some(FaultEffect::TextAfter(text)) => Some(Ok(Value::from(text.as_str()))),
         _ => None,
     };
     if host != core.coordinator() && !OWN_METHODS.contains(&name) {
@@ -87,7 +92,7 @@ async fn checked(
     background: bool,
     params: Vec<Value>,
     fault: Option<Failure>,
-    late: Option<Failure>,
+    late: Option<Outcome>,
 ) -> Outcome {
     if name == "system.listMethods" {
         return Ok(list_methods(core));
@@ -128,7 +133,7 @@ async fn checked(
             return Err(failure);
         }
         let value = run(call(params?, task)).await?;
-        return late.map_or(Ok(value), Err);
+        return late.unwrap_or(Ok(value));
     }
     let params = params?;
     let task = task::new_task(core, host, &format!("Async.{name}"), "");
@@ -138,7 +143,7 @@ async fn checked(
             return Err(failure);
         }
         let value = run(call).await?;
-        late.map_or(Ok(value), Err)
+        late.unwrap_or(Ok(value))
     });
     Ok(task.into())
 }

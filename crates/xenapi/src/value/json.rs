@@ -1,6 +1,6 @@
 //! JSON-RPC 2.0, and the answers of 1.0.
 
-use super::{FromValue, Value};
+use super::{FromValue, MOST_VALUES, Value};
 use crate::error::BoxError;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,8 @@ struct Reply {
 pub(crate) enum JsonError {
     #[error("it is not JSON-RPC, around line {line}, column {column}")]
     Malformed { line: usize, column: usize },
+    #[error("it has more than {MOST_VALUES} values")]
+    Values,
     #[error("it answers another call")]
     OtherCall,
     #[error("it holds neither a result nor an error")]
@@ -39,6 +41,9 @@ pub(crate) fn encode_call(method: &str, params: &[Value], id: i64) -> Result<Vec
 
 /// The answer to call `id`: a result, or the description of an error.
 pub(crate) fn decode_reply(document: &[u8], id: i64) -> Result<Result<Value, Vec<String>>, BoxError> {
+    if values(document) > MOST_VALUES {
+        return Err(JsonError::Values.into());
+    }
     let reply: Reply = serde_json::from_slice(document)
         .map_err(|error| JsonError::Malformed { line: error.line(), column: error.column() })?;
     if reply.id != Some(Value::Int(id)) {
@@ -61,6 +66,22 @@ pub(crate) fn decode_reply(document: &[u8], id: i64) -> Result<Result<Value, Vec
     }
 }
 
+/// How many values a document has at most, if it is JSON: one more than there are separators and opening brackets outside
+/// of texts.
+fn values(document: &[u8]) -> usize {
+    let (mut in_text, mut escaped, mut count) = (false, false, 1_usize);
+    for byte in document {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_text,
+            b'"' => in_text = !in_text,
+            b',' | b'[' | b'{' if !in_text => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +99,13 @@ mod tests {
         assert_eq!(decode_reply(br#"{"result":"","error":null,"id":7}"#, 7).unwrap(), Ok(Value::from("")));
         assert!(decode_reply(br#"{"id":7}"#, 7).is_err());
         assert!(decode_reply(format!(r#"{{"id":7,"result":{}"#, "[".repeat(100_000)).as_bytes(), 7).is_err());
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        for (text, count) in [("1", 1), ("[1,2]", 3), (r#"{"a,[{":"\\\",,","b":[]}"#, 4)] {
+            assert_eq!(values(text.as_bytes()), count, "{text}");
+        }
     }
 
     fn any_value() -> impl Strategy<Value = Value> {

@@ -33,6 +33,10 @@ pub enum Value {
     Map(BTreeMap<String, Value>),
 }
 
+/// Values (or elements) in one answer. An honest answer of 256 MiB has fewer; one of empty values would take many times
+/// its own length in memory.
+pub(crate) const MOST_VALUES: usize = 8 << 20;
+
 impl Value {
     /// What it is, for messages.
     pub fn kind(&self) -> &'static str {

@@ -1,10 +1,10 @@
 //! XML-RPC: the crate `xmlrpc` reads and writes it; this module puts right what it can not do.
 //!
-//! Before the crate sees a document, one pass over it bounds the nesting (the crate recurses), refuses document types
+//! Before the crate sees a document, one pass over it bounds nesting (the crate recurses) and number, refuses document types
 //! and entities, takes dates as the texts that they are, and puts a mark in front of every text. The mark keeps texts
 //! of blanks only and empty names of members, both of which the crate would lose; it is taken off afterwards.
 
-use super::Value;
+use super::{MOST_VALUES, Value};
 use crate::error::BoxError;
 use std::io::Cursor;
 use xmlrpc::{Request, Transport};
@@ -24,6 +24,8 @@ pub(crate) enum XmlError {
     DocumentType,
     #[error("its elements are nested deeper than {DEEPEST}")]
     Depth,
+    #[error("it has more than {MOST_VALUES} elements")]
+    Elements,
     #[error("it is not well-formed XML-RPC, around byte {0}")]
     Malformed(usize),
 }
@@ -77,6 +79,7 @@ fn prepare(text: &str) -> Result<String, XmlError> {
     let mut prepared = String::with_capacity(text.len() + text.len() / 4);
     let mut rest = text;
     let mut depth = 0_usize;
+    let mut elements = 0_usize;
     // Whether only text was read since the start of an element that holds text.
     let mut in_text = false;
     while let Some((before, from_tag)) = rest.find('<').and_then(|at| rest.split_at_checked(at)) {
@@ -110,6 +113,12 @@ fn prepare(text: &str) -> Result<String, XmlError> {
         rest = after;
         let name = tag.trim_start_matches(['<', '/']).trim_end_matches(['>', '/']).trim();
         let closing = tag.starts_with("</");
+        if !closing {
+            elements += 1;
+            if elements > MOST_VALUES {
+                return Err(XmlError::Elements);
+            }
+        }
         if closing {
             depth = depth.checked_sub(1).ok_or_else(malformed)?;
         } else if !tag.ends_with("/>") && !tag.starts_with("<?") {

@@ -48,6 +48,8 @@ pub enum Reply {
 
 pub enum Step {
     Send(Vec<u8>),
+    /// Sends bytes without a copy of them.
+    Share(Arc<Vec<u8>>),
     /// Reads this many bytes into the pool's uploads.
     Read(usize),
     /// Reads up to the end marker of the chunk protocol.
@@ -429,6 +431,10 @@ async fn take_steps<S: AsyncRead + AsyncWrite + Unpin>(
     for step in steps {
         match step {
             Step::Send(bytes) => {
+                stream.write_all(&bytes).await?;
+                stream.flush().await?;
+            }
+            Step::Share(bytes) => {
                 stream.write_all(&bytes).await?;
                 stream.flush().await?;
             }
