@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -37,13 +37,67 @@ pub(crate) struct HostNode {
     pub(crate) subject: String,
     pub(crate) control_domain: String,
     pub(crate) nbd_port: AtomicU16,
-    /// Cancelled and replaced when the host crashes: its connections break.
-    pub(crate) life: Mutex<CancellationToken>,
+    /// Cancelled and replaced when the host's toolstack ends: its connections break. NBD has a life of its own.
+    life: Mutex<CancellationToken>,
+    /// The machine runs.
+    powered: AtomicBool,
+    /// Its toolstack runs.
+    toolstack: AtomicBool,
+    /// A high-availability message has told of the host's last failure.
+    pub(crate) failure_told: AtomicBool,
+}
+
+/// What a host is made of.
+pub(crate) struct HostParts {
+    pub(crate) reference: String,
+    pub(crate) uuid: uuid::Uuid,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) certificate: CertificateDer<'static>,
+    pub(crate) certificate_pem: String,
+    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) subject: String,
+    pub(crate) control_domain: String,
 }
 
 impl HostNode {
+    /// A host that runs.
+    pub(crate) fn new(parts: HostParts) -> Self {
+        Self {
+            reference: parts.reference,
+            uuid: parts.uuid,
+            address: parts.address,
+            certificate: parts.certificate,
+            certificate_pem: parts.certificate_pem,
+            key: parts.key,
+            subject: parts.subject,
+            control_domain: parts.control_domain,
+            nbd_port: AtomicU16::new(0),
+            life: Mutex::new(CancellationToken::new()),
+            powered: AtomicBool::new(true),
+            toolstack: AtomicBool::new(true),
+            failure_told: AtomicBool::new(true),
+        }
+    }
+
     pub(crate) fn nbd_port(&self) -> u16 {
         self.nbd_port.load(Ordering::Relaxed)
+    }
+
+    /// Whether the machine runs.
+    pub(crate) fn is_powered(&self) -> bool {
+        self.powered.load(Ordering::SeqCst)
+    }
+
+    /// Whether it answers: the machine and its toolstack run.
+    pub(crate) fn is_up(&self) -> bool {
+        self.is_powered() && self.toolstack.load(Ordering::SeqCst)
+    }
+
+    /// Ends the toolstack's connections and calls.
+    pub(crate) fn end_life(&self) {
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        life.cancel();
+        *life = CancellationToken::new();
     }
 
     pub(crate) fn life(&self) -> CancellationToken {
@@ -60,6 +114,12 @@ pub(crate) struct Core {
     pub(crate) storage: Storage,
     pub(crate) options: SimOptions,
     pub(crate) hosts: Vec<HostNode>,
+    /// Index of the coordinator.
+    coordinator: AtomicUsize,
+    /// Counts changes of who answers and who is the coordinator.
+    standing: watch::Sender<u64>,
+    /// VMs that a crash halted, with the index of their host, until high availability starts them again.
+    pub(crate) crashed: Mutex<HashMap<String, usize>>,
     /// XenAPI port, the same on all hosts.
     pub(crate) port: AtomicU16,
     pub(crate) faults: FaultBook,
@@ -117,6 +177,9 @@ impl Core {
             storage,
             options,
             hosts,
+            coordinator: AtomicUsize::new(0),
+            standing: watch::Sender::new(0),
+            crashed: Mutex::default(),
             port: AtomicU16::new(0),
             faults: FaultBook::default(),
             counters: CounterBook::default(),
@@ -178,6 +241,41 @@ impl Core {
 
     pub(crate) fn host_at(&self, index: usize) -> Outcome<&HostNode> {
         self.hosts.get(index).ok_or_else(|| Failure::internal("no such host"))
+    }
+
+    /// Index of the coordinator, which may be down.
+    pub(crate) fn coordinator(&self) -> usize {
+        self.coordinator.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_coordinator(&self, host: usize) {
+        self.coordinator.store(host, Ordering::SeqCst);
+        self.standing.send_modify(|count| *count += 1);
+    }
+
+    /// Whether the coordinator answers.
+    pub(crate) fn has_coordinator(&self) -> bool {
+        self.hosts.get(self.coordinator()).is_some_and(HostNode::is_up)
+    }
+
+    /// Returns as soon as a coordinator answers: members have no answers of their own.
+    pub(crate) async fn await_coordinator(&self) {
+        let mut changes = self.standing.subscribe();
+        while !self.has_coordinator() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Switches a machine or its toolstack on or off; connections end with either.
+    pub(crate) fn set_running(&self, node: &HostNode, powered: bool, toolstack: bool) {
+        node.powered.store(powered, Ordering::SeqCst);
+        node.toolstack.store(toolstack, Ordering::SeqCst);
+        if !(powered && toolstack) {
+            node.end_life();
+        }
+        self.standing.send_modify(|count| *count += 1);
     }
 
     pub(crate) fn port(&self) -> u16 {

@@ -2,7 +2,9 @@
 //!
 //! `GET /`, `/counters`, `/objects/CLASS`, `/new-objects`, `/vms/VM/disks/DEVICE?offset=&length=`,
 //! `/vdis/UUID?offset=&length=`; `PUT /vms/VM/disks/DEVICE?offset=`; `POST /vms/VM/start?host=`, `/vms/VM/shutdown`,
-//! `/vms/VM/migrate?host=`, `/hosts/INDEX/crash`, `/nbd/off|tls|insecure`, `/faults` (JSON); `DELETE /faults`.
+//! `/vms/VM/migrate?host=`, `/vms/VM/ha-restart?host=`, `/hosts/INDEX/crash`, `/hosts/INDEX/stop`,
+//! `/hosts/INDEX/start`, `/hosts/INDEX/coordinator`, `/hosts/INDEX/restart-toolstack?milliseconds=` (answers when it is
+//! up again), `/nbd/off|tls|insecure`, `/faults` (JSON); `DELETE /faults`.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -131,13 +133,23 @@ async fn route(pool: &SimPool, request: Request<Incoming>) -> Result<Answer, Pro
                 "start" => pool.start_vm(vm, host()?).await?,
                 "shutdown" => pool.shutdown_vm(vm).await?,
                 "migrate" => pool.migrate_vm(vm, host()?).await?,
+                "ha-restart" => pool.ha_restart_vm(vm, host()?).await?,
                 _ => return Err(Problem::Missing),
             }
             done()
         }
-        (&Method::POST, ["hosts", index, "crash"]) => {
+        (&Method::POST, ["hosts", index, action]) => {
             let index = index.parse().map_err(|_| Problem::Missing)?;
-            pool.crash_host(index).await?;
+            match *action {
+                "crash" => pool.crash_host(index).await?,
+                "stop" => pool.stop_host(index).await?,
+                "start" => pool.start_host(index).await?,
+                "coordinator" => pool.move_coordinator(index).await?,
+                "restart-toolstack" => {
+                    pool.restart_toolstack(index, Duration::from_millis(number("milliseconds")?)).await?;
+                }
+                _ => return Err(Problem::Missing),
+            }
             done()
         }
         (&Method::POST, ["nbd", access]) => {

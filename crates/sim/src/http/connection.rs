@@ -60,6 +60,10 @@ async fn answer<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     request: &Request,
     link: &mut Link<S>,
 ) -> Next {
+    if matches!(request.method.as_str(), "GET" | "PUT") {
+        // A member can not check a session without its coordinator.
+        core.await_coordinator().await;
+    }
     match request.method.as_str() {
         "POST" => return call(core, host, request, link).await,
         "OPTIONS" => {

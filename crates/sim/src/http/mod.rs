@@ -63,7 +63,12 @@ pub(crate) fn serve(core: &Arc<Core>, host: usize, listener: std::net::TcpListen
 }
 
 async fn one(core: Arc<Core>, host: usize, acceptor: Option<TlsAcceptor>, stream: TcpStream) {
-    let Ok(life) = core.host_at(host).map(crate::core::HostNode::life) else { return };
+    let Ok(node) = core.host_at(host) else { return };
+    let life = node.life();
+    // A port behind which nobody answers: closed without a byte.
+    if !node.is_up() {
+        return;
+    }
     let end = core.end.clone();
     let work = async move {
         // A slow answer is worse here than a small packet.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::{
-    Call, event, generic, host, message, network, pool, session, sr, task, vbd, vdi, vdi_cbt, vdi_copy, vif, vm,
-    vm_power, vm_revert, vm_set,
+    Call, event, generic, host, host_life, message, network, pool, session, sr, task, vbd, vdi, vdi_cbt, vdi_copy, vif,
+    vm, vm_power, vm_revert, vm_set,
 };
 use crate::FaultEffect;
 use crate::core::Core;
@@ -36,6 +36,10 @@ const CBT_METHODS: &[&str] = &[
     "network.get_purpose",
 ];
 
+/// Methods that a member answers without its coordinator.
+const OWN_METHODS: &[&str] =
+    &["session.login_with_password", "session.slave_local_login_with_password", "system.listMethods"];
+
 /// Does a call as it came from the wire.
 pub(crate) async fn dispatch(core: &Arc<Core>, host: usize, method: &str, params: Vec<Value>) -> Reply {
     let (name, background) = match method.strip_prefix("Async.") {
@@ -60,7 +64,16 @@ pub(crate) async fn dispatch(core: &Arc<Core>, host: usize, method: &str, params
         Some(FaultEffect::ErrorAfter { code, params }) => Some(Failure { code: code.clone(), params: params.clone() }),
         _ => None,
     };
-    let outcome = checked(core, host, name, background, params, failure, late).await;
+    if host != core.coordinator() && !OWN_METHODS.contains(&name) {
+        core.await_coordinator().await;
+    }
+    // Every call is the coordinator's work and ends with its toolstack.
+    let Ok(life) = core.host_at(core.coordinator()).map(crate::core::HostNode::life) else { return Reply::Close };
+    let outcome = tokio::select! {
+        biased;
+        () = life.cancelled() => return Reply::Close,
+        outcome = checked(core, host, name, background, params, failure, late) => outcome,
+    };
     match after {
         Some(FaultEffect::DropAfter) => Reply::Close,
         _ => Reply::Answer(outcome),
@@ -316,6 +329,7 @@ pub(crate) fn run(call: Call) -> BoxFuture<'static, Outcome> {
     Box::pin(async move {
         let name = call.method.clone();
         let (class, simple) = name.split_once('.').unwrap_or_default();
+        host_life::check_live(&call.core, class, simple, call.text(0))?;
         let special = match class {
             "session" => session::call(&call, simple).await,
             "event" => event::call(&call, simple).await,

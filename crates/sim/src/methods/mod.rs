@@ -6,6 +6,7 @@ mod event;
 mod fields;
 mod generic;
 mod host;
+mod host_life;
 mod message;
 mod nbd_info;
 mod network;
@@ -31,9 +32,11 @@ mod vm_set;
 pub(crate) use call::Call;
 pub(crate) use dispatch::{Reply, dispatch};
 pub(crate) use fields::record;
+pub(crate) use host_life::{
+    boot_host, crash_host, end_toolstack_work, host_failed, move_coordinator, stop_host, toolstack_started,
+};
 pub(crate) use operation::Operation;
 pub(crate) use sr::{features, hosts as hosts_of_sr};
 pub(crate) use task::{complete, fail, new_task};
 pub(crate) use vbd_plug::{plug_in_control_domain, unplug_and_destroy};
 pub(crate) use vdi::{create_disk, introduce};
-pub(crate) use vm_power::crash_host;

@@ -69,8 +69,8 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
 
 async fn login(call: &Call) -> Outcome {
     let core = &call.core;
-    if call.host != 0 {
-        let coordinator = core.host_at(0)?.address.to_string();
+    if call.host != core.coordinator() {
+        let coordinator = core.host_at(core.coordinator())?.address.to_string();
         return Err(Failure::new("HOST_IS_SLAVE", [coordinator]));
     }
     let (user, password) = (call.text(0), call.text(1));

@@ -71,7 +71,8 @@ pub(super) fn in_background(core: &Arc<Core>, task: &str, work: impl Future<Outp
     });
     let core = Arc::clone(core);
     let task = task.to_owned();
-    tokio::spawn(async move {
+    let life = core.host_at(core.coordinator()).map(crate::core::HostNode::life).unwrap_or_default();
+    let guarded = async move {
         let delay = core.options.task_delay;
         let cancelled = tokio::select! {
             () = token.cancelled() => true,
@@ -89,7 +90,9 @@ pub(super) fn in_background(core: &Arc<Core>, task: &str, work: impl Future<Outp
             Ok(value) => complete(&core, &task, Some(&value)),
             Err(failure) => fail(&core, &task, &failure),
         }
-    });
+    };
+    // What a toolstack was doing ends with it; nobody goes on with it, and nobody ends the task.
+    tokio::spawn(async move { life.run_until_cancelled_owned(guarded).await });
 }
 
 pub(super) fn call(call: &Call, simple: &str) -> Option<Outcome> {

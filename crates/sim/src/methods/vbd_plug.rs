@@ -101,7 +101,7 @@ fn check_disk(db: &Database, vbd: &str, operation: &str, sharing: bool) -> Outco
 }
 
 /// How the storage sees a device; `None` for discs that are no disks of an SR of ours.
-fn storage_side(db: &Database, vbd: &str) -> Option<(uuid::Uuid, AttachMode)> {
+pub(super) fn storage_side(db: &Database, vbd: &str) -> Option<(uuid::Uuid, AttachMode)> {
     let vdi = db.text("VBD", vbd, "VDI");
     if db.flag("VBD", vbd, "empty") || db.text("SR", &db.text("VDI", &vdi, "SR"), "content_type") == "iso" {
         return None;

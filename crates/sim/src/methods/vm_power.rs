@@ -1,6 +1,4 @@
-//! VMs that run: start, end, migration, and the crash of a host.
-
-use tokio_util::sync::CancellationToken;
+//! VMs that run: start, end, migration.
 
 use super::{Call, Operation, sr, vbd_plug, vm_checks};
 use crate::core::{Core, post_message};
@@ -29,7 +27,8 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
         "power_state_reset" => {
             let known = call.core.db().check("VM", vm);
             known.map(|()| {
-                halt(&call.core, vm, End::Clean);
+                let dead = super::host_life::is_on_dead_host(&call.core, vm);
+                halt(&call.core, vm, if dead { End::Gone } else { End::Clean });
                 Value::void()
             })
         }
@@ -47,7 +46,8 @@ fn srs_of(db: &Database, vm: &str) -> Vec<String> {
 /// Hosts that see all SRs of a VM's disks.
 pub(super) fn possible_hosts(db: &Database, vm: &str) -> Vec<String> {
     let srs = srs_of(db, vm);
-    let sees_all = |host: &String| srs.iter().all(|sr| sr::hosts(db, sr).contains(host));
+    let live = |host: &String| db.flag("host_metrics", &db.text("host", host, "metrics"), "live");
+    let sees_all = |host: &String| live(host) && srs.iter().all(|sr| sr::hosts(db, sr).contains(host));
     db.refs("host").into_iter().filter(sees_all).collect()
 }
 
@@ -62,6 +62,7 @@ async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -
     let vm = call.text(0);
     if let Some(host) = host {
         core.db().check("host", host)?;
+        super::host_life::check_host_live(core, host)?;
     }
     let _operation =
         Operation::begin(call, &[("VM", vm, operation)], |db: &Database| vm_checks::check(db, vm, operation)).await?;
@@ -79,17 +80,10 @@ async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -
         }
     };
     boot(core, vm, &host, if paused { "Paused" } else { "Running" })?;
-    let name = core.db().text("host", &host, "name_label");
-    announce(core, vm, "VM_STARTED", &format!("started on host: {name}"));
-    Ok(Value::void())
-}
-
-/// The message about a change of power state that was asked for over XenAPI. What a host's crash or a reset of the
-/// power state does to a VM is not announced.
-fn announce(core: &Core, vm: &str, message: &str, what: &str) {
     let mut db = core.db();
-    let (uuid, name) = (db.text("VM", vm, "uuid"), db.text("VM", vm, "name_label"));
-    post_message(&mut db, message, 5, "VM", &uuid, &format!("VM '{name}' {what}"));
+    let (name, uuid) = (db.text("host", &host, "name_label"), db.text("host", &host, "uuid"));
+    say(&mut db, vm, "VM_STARTED", &format!("started on host: {name} (uuid: {uuid})"));
+    Ok(Value::void())
 }
 
 /// Attaches all devices and runs the VM. What was attached is detached again on a failure.
@@ -121,14 +115,16 @@ fn boot(core: &Core, vm: &str, host: &str, state: &str) -> Outcome<()> {
 
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// Disks are deactivated in good order.
     Clean,
     /// The host died.
     Crash,
+    /// The host died before, and the storage has seen it: only the records are brought into line.
+    Gone,
 }
 
-fn halt(core: &Core, vm: &str, end: End) {
+pub(super) fn halt(core: &Core, vm: &str, end: End) {
     let vbds = core.db().set_of("VM", vm, "VBDs");
     for vbd in vbds {
         if !core.db().flag("VBD", &vbd, "currently_attached") {
@@ -137,6 +133,7 @@ fn halt(core: &Core, vm: &str, end: End) {
         match end {
             // A disk that is gone has nothing to be detached.
             End::Clean => drop(vbd_plug::detach_now(core, &vbd)),
+            End::Gone => {}
             End::Crash => {
                 let vdi = core.db().text("VBD", &vbd, "VDI");
                 if let Ok(id) = core.disk_id(&vdi) {
@@ -160,8 +157,14 @@ async fn shutdown(call: &Call, operation: &str) -> Outcome {
     let _operation =
         Operation::begin(call, &[("VM", vm, operation)], |db: &Database| vm_checks::check(db, vm, operation)).await?;
     halt(&call.core, vm, End::Clean);
-    announce(&call.core, vm, "VM_SHUTDOWN", "shutdown");
+    say(&mut call.core.db(), vm, "VM_SHUTDOWN", "shutdown");
     Ok(Value::void())
+}
+
+/// The pool message of a VM's life, as xapi words it.
+fn say(db: &mut Database, vm: &str, message: &str, what: &str) {
+    let (name, uuid) = (db.text("VM", vm, "name_label"), db.text("VM", vm, "uuid"));
+    post_message(db, message, 5, "VM", &uuid, &format!("VM '{name}' (uuid: {uuid}) {what}"));
 }
 
 /// Ends a run at once, for a revert.
@@ -176,7 +179,6 @@ async fn reboot(call: &Call, operation: &str) -> Outcome {
     let host = call.core.db().text("VM", vm, "resident_on");
     halt(&call.core, vm, End::Clean);
     boot(&call.core, vm, &host, "Running")?;
-    announce(&call.core, vm, "VM_REBOOTED", "rebooted");
     Ok(Value::void())
 }
 
@@ -185,6 +187,7 @@ async fn migrate(call: &Call) -> Outcome {
     let core = &call.core;
     let (vm, host) = (call.text(0), call.text(1));
     core.db().check("host", host)?;
+    super::host_life::check_host_live(core, host)?;
     let _operation =
         Operation::begin(call, &[("VM", vm, "pool_migrate")], |db: &Database| vm_checks::check(db, vm, "pool_migrate"))
             .await?;
@@ -200,41 +203,11 @@ async fn migrate(call: &Call) -> Outcome {
         }
     }
     let mut db = core.db();
+    let source = db.text("VM", vm, "resident_on");
     db.set("VM", vm, "resident_on", host);
+    let of = |host: &str| (db.text("host", host, "name_label"), db.text("host", host, "uuid"));
+    let ((from, from_uuid), (to, to_uuid)) = (of(&source), of(host));
+    let what = format!("migrated from host '{from}' (uuid: {from_uuid}) to host '{to}' (uuid: {to_uuid})");
+    say(&mut db, vm, "VM_MIGRATED", &what);
     Ok(Value::void())
-}
-
-/// A host dies and is back at once: its VMs are off, its transfers break, its boot time is new.
-pub(crate) fn crash_host(core: &Core, index: usize) -> Outcome<()> {
-    let node = core.host_at(index)?;
-    {
-        let mut life = node.life.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        life.cancel();
-        *life = CancellationToken::new();
-    }
-    let resident = core.db().set_of("host", &node.reference, "resident_VMs");
-    for vm in resident {
-        if core.db().flag("VM", &vm, "is_control_domain") {
-            let vbds = core.db().set_of("VM", &vm, "VBDs");
-            for vbd in vbds {
-                drop(vbd_plug::detach_now(core, &vbd));
-                core.db().destroy("VBD", &vbd);
-            }
-        } else {
-            halt(core, &vm, End::Crash);
-        }
-    }
-    let mut db = core.db();
-    let before: f64 = db
-        .map_value("host", &node.reference, "other_config", "boot_time")
-        .and_then(|text| text.trim_end_matches('.').parse().ok())
-        .unwrap_or_default();
-    // Later than before even when the clock has not moved on by a second.
-    let boot = format!(
-        "{:.0}.",
-        before.max(f64::from(i32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(i32::MAX))) + 1.0
-    );
-    db.put("host", &node.reference, "other_config", "boot_time", boot.as_str());
-    db.put("host", &node.reference, "other_config", "agent_start_time", boot.as_str());
-    Ok(())
 }

@@ -1,13 +1,9 @@
 //! Makes a pool's objects from its options.
 
 use std::net::Ipv4Addr;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU16;
-
-use tokio_util::sync::CancellationToken;
 
 use super::certificate;
-use crate::core::HostNode;
+use crate::core::{HostNode, HostParts};
 use crate::methods;
 use crate::model::{Database, NULL, Value, date_text, new_uuid};
 use crate::{NbdAccess, SimError, SimOptions};
@@ -74,7 +70,8 @@ pub(super) fn hosts(options: &SimOptions, db: &mut Database) -> Result<Vec<HostN
     let mut nodes = Vec::new();
     for index in 0..options.hosts {
         let last = u8::try_from(index + 1).unwrap_or(u8::MAX);
-        let node = host(db, index, Ipv4Addr::new(127, 0, 0, last), &restrictions, &network, options.older_server)?;
+        let address = Ipv4Addr::new(127, 0, 0, last);
+        let node = host(db, index, address, &restrictions, &network, options.older_server, options.ipv6)?;
         nodes.push(node);
     }
     let master = nodes.first().map(|node| node.reference.clone()).unwrap_or_default();
@@ -116,6 +113,7 @@ fn host(
     restrictions: &Value,
     network: &str,
     older: bool,
+    ipv6: bool,
 ) -> Result<HostNode, SimError> {
     let name = format!("host-{}", index + 1);
     let identity = certificate::make(index, &name, address)?;
@@ -174,7 +172,8 @@ fn host(
             ("currently_attached", true.into()),
             ("management", true.into()),
             ("ip_configuration_mode", "Static".into()),
-            ("ipv6_configuration_mode", "None".into()),
+            ("ipv6_configuration_mode", if ipv6 { "Static".into() } else { "None".into() }),
+            ("IPv6", Value::texts(if ipv6 { vec![format!("2001:db8::{:x}", index + 1)] } else { Vec::new() })),
             ("IP", address.to_string().into()),
             ("netmask", "255.0.0.0".into()),
         ],
@@ -191,7 +190,7 @@ fn host(
             ("fingerprint_sha1", with_colons(&certificate::fingerprint_sha1(&identity.certificate)).into()),
         ],
     );
-    Ok(HostNode {
+    Ok(HostNode::new(HostParts {
         reference,
         uuid,
         address,
@@ -200,9 +199,7 @@ fn host(
         key: identity.key,
         subject: identity.subject,
         control_domain,
-        nbd_port: AtomicU16::new(0),
-        life: Mutex::new(CancellationToken::new()),
-    })
+    }))
 }
 
 fn software(version: &str, name: &str) -> Value {

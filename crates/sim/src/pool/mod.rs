@@ -2,6 +2,7 @@
 
 mod build;
 mod certificate;
+mod life;
 mod nbd_backend;
 mod start;
 
@@ -29,7 +30,8 @@ pub struct SimPool {
 
 pub(crate) struct Inner {
     core: Arc<Core>,
-    nbd: Mutex<Vec<NbdServer>>,
+    /// By host; `None` while it is down.
+    nbd: Mutex<Vec<Option<NbdServer>>>,
     control: SocketAddr,
     /// References of the SRs and VMs in the order of the options.
     srs: Vec<String>,
@@ -107,15 +109,19 @@ impl SimPool {
         Self { inner }
     }
 
+    fn coordinator(&self) -> Option<&crate::core::HostNode> {
+        self.inner.core.hosts.get(self.inner.core.coordinator())
+    }
+
     /// URL of the coordinator.
     pub fn url(&self) -> String {
-        self.inner.core.hosts.first().map(|host| self.inner.core.url_of(host)).unwrap_or_default()
+        self.coordinator().map(|host| self.inner.core.url_of(host)).unwrap_or_default()
     }
 
     /// SHA-256 of the coordinator's certificate, lower-case hexadecimal without separators (also with `plain_http`,
     /// where only NBD uses it).
     pub fn fingerprint(&self) -> String {
-        self.inner.core.hosts.first().map(|host| fingerprint(&host.certificate)).unwrap_or_default()
+        self.coordinator().map(|host| fingerprint(&host.certificate)).unwrap_or_default()
     }
 
     /// The account: `root`.
@@ -133,7 +139,7 @@ impl SimPool {
         format!("http://{}", self.inner.control)
     }
 
-    /// The hosts, coordinator first.
+    /// The hosts in their order; the first is the coordinator at the start.
     pub fn hosts(&self) -> Vec<HostInfo> {
         let core = &self.inner.core;
         let info = |host: &crate::core::HostNode| HostInfo {
@@ -277,27 +283,6 @@ impl SimPool {
         self.call("VM.pool_migrate", &[vm.into(), host.into(), serde_json::json!({})]).await.map(drop)
     }
 
-    /// A host crashes and is back at once with a later boot time: its VMs are halted without a clean shutdown, its
-    /// disks' CBT logs stay marked as inconsistent, its connections break and its control domain's VBDs go.
-    ///
-    /// # Errors
-    /// [`SimError::Unknown`].
-    pub async fn crash_host(&self, host: usize) -> Result<(), SimError> {
-        self.host_ref(host)?;
-        // The NBD server dies with its host: connections break, and it is back on the same port.
-        let died = {
-            let mut servers = self.inner.nbd.lock().unwrap_or_else(PoisonError::into_inner);
-            (host < servers.len()).then(|| servers.remove(host))
-        };
-        drop(died);
-        methods::crash_host(&self.inner.core, host)?;
-        let server = start::nbd_server(&self.inner.core, host)?;
-        let mut servers = self.inner.nbd.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = host.min(servers.len());
-        servers.insert(place, server);
-        Ok(())
-    }
-
     /// Sets the purpose of the first network.
     pub fn set_nbd(&self, access: NbdAccess) {
         let mut db = self.inner.core.db();
@@ -384,13 +369,18 @@ impl SimPool {
     /// Calls a XenAPI method as `root` without HTTP; parameters as in JSON-RPC, without the session.
     ///
     /// # Errors
-    /// [`SimError::Api`] with the failure.
+    /// [`SimError::Api`] with the failure; `HOST_OFFLINE` while no coordinator answers.
     pub async fn call(&self, method: &str, params: &[serde_json::Value]) -> Result<serde_json::Value, SimError> {
         let core = &self.inner.core;
-        let session = methods::session::open(core, &self.host_ref(0)?, "root", "simulator");
+        let coordinator = core.coordinator();
+        let host = self.host_ref(coordinator)?;
+        if !core.has_coordinator() {
+            return Err(Failure::new("HOST_OFFLINE", [host]).into());
+        }
+        let session = methods::session::open(core, &host, "root", "simulator");
         let mut values = vec![Value::text(session.as_str())];
         values.extend(params.iter().map(Value::from_json));
-        let reply = methods::dispatch(core, 0, method, values).await;
+        let reply = methods::dispatch(core, coordinator, method, values).await;
         core.db().destroy("session", &session);
         match reply {
             Reply::Answer(outcome) => Ok(outcome.map(|value| value.to_json())?),
@@ -414,9 +404,9 @@ impl SimPool {
 
     /// Stops listening, breaks all connections and removes the disks.
     pub async fn shutdown(&self) {
-        let servers: Vec<NbdServer> =
+        let servers: Vec<Option<NbdServer>> =
             std::mem::take(&mut *self.inner.nbd.lock().unwrap_or_else(PoisonError::into_inner));
-        for server in servers {
+        for server in servers.into_iter().flatten() {
             server.shutdown().await;
         }
         self.inner.core.end.cancel();

@@ -30,6 +30,9 @@ impl NbdBackend for Backend {
     fn open(&self, host: uuid::Uuid, request: ExportRequest) -> BoxFuture<'_, Result<OpenDisk, Refusal>> {
         let core = Arc::clone(&self.core);
         async move {
+            if !core.has_coordinator() {
+                return Err(Refusal("the coordinator does not answer".to_owned()));
+            }
             crate::methods::session::check(&core, &request.session).map_err(|failure| Refusal(failure.code))?;
             let index =
                 core.hosts.iter().position(|node| node.uuid == host).ok_or_else(|| Refusal("host".to_owned()))?;

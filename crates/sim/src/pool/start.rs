@@ -53,14 +53,14 @@ pub(super) async fn start(options: SimOptions) -> Result<SimPool, SimError> {
     Ok(pool)
 }
 
-fn listen(core: &Arc<Core>) -> Result<Vec<NbdServer>, SimError> {
+fn listen(core: &Arc<Core>) -> Result<Vec<Option<NbdServer>>, SimError> {
     let addresses: Vec<Ipv4Addr> = core.hosts.iter().map(|host| host.address).collect();
     let (port, listeners) = http::bind(&addresses)?;
     core.port.store(port, Ordering::Relaxed);
     let mut servers = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
         http::serve(core, index, listener)?;
-        servers.push(nbd_server(core, index)?);
+        servers.push(Some(nbd_server(core, index)?));
     }
     Ok(servers)
 }
