@@ -48,6 +48,9 @@ pub struct BackupArguments {
     /// Read every disk as a whole, whatever is known about changes
     #[arg(long)]
     pub full: bool,
+    /// Every N runs, read the whole disk and check that the pool had listed everything that changed
+    #[arg(long, value_name = "N")]
+    pub verify_every: Option<std::num::NonZeroU32>,
     /// NBD connections per disk
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16))]
     pub connections: usize,

@@ -32,7 +32,8 @@ use state::State;
 use tokio_util::task::TaskTracker;
 
 pub use backup::{
-    BackupReport, BackupRequest, DiskReport, Finding, FindingKind, Level, LevelRequest, SkippedDevice, VmSelector,
+    BackupReport, BackupRequest, DiskReport, Finding, FindingKind, Level, LevelRequest, SkippedDevice, Verification,
+    VmSelector,
 };
 pub use error::{EngineError, ErrorKind, Retry};
 pub use monitor::{Bottleneck, JobMonitor, NoMonitor, Progress, Stage, Warning};

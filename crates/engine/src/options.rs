@@ -31,6 +31,8 @@ pub struct EngineOptions {
     pub resume_window: Duration,
     /// How long to wait for the hosts to detach a disk after NBD was closed. Default 90 s.
     pub detach_timeout: Duration,
+    /// How long to wait for the end of what goes on with the VM (a migration) before its snapshot. Default 10 minutes.
+    pub operation_wait: Duration,
     /// How long a task of the pool may show no progress. Default 1 hour.
     pub task_progress_deadline: Duration,
 }
@@ -59,6 +61,7 @@ impl EngineOptions {
             clear_text: ClearText::Refuse,
             resume_window: Duration::from_secs(6 * 3600),
             detach_timeout: Duration::from_secs(90),
+            operation_wait: Duration::from_secs(600),
             task_progress_deadline: Duration::from_secs(3600),
         }
     }

@@ -366,3 +366,17 @@ async fn x10_a_crash_right_after_the_snapshot_happened_after_the_base() {
     lab.assert_equals_guest(&second, "vm-1").await;
     lab.assert_clean(1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x32_a_blocked_snapshot_is_a_finding_and_the_block_stays_as_it_was() {
+    let lab = Lab::small().await;
+    let uuid = lab.sim.vm("vm-1").unwrap().uuid;
+    let vm = lab.reference("VM", &uuid).await;
+    lab.call("VM.set_blocked_operations", &[vm, json!({ "snapshot": "by the administrator" })]).await;
+    let refused = lab.fails().await;
+    assert!(refused.to_string().contains("by the administrator"), "{refused}");
+    let record = lab.sim.record("VM", &uuid).unwrap();
+    assert_eq!(record["blocked_operations"], json!({ "snapshot": "by the administrator" }));
+    assert_eq!(lab.calls("VM.snapshot"), 0);
+    lab.assert_clean(0);
+}

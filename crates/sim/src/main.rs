@@ -24,10 +24,14 @@ enum Command {
         /// Number of hosts, one loopback address each.
         #[arg(long, default_value_t = 1)]
         hosts: usize,
-        /// Number of VMs, one disk each.
+        /// Number of VMs.
         #[arg(long, default_value_t = 1)]
         vms: usize,
-        /// Content of the first VM's disk, the second's, and so on; VMs beyond get generated content.
+        /// Disks of each VM; those after the first are empty.
+        #[arg(long, default_value_t = 1)]
+        disks_per_vm: usize,
+        /// Content of the first VM's disk, the second's, and so on; VMs beyond get generated content,
+        /// those after the 16th empty disks.
         #[arg(long)]
         disk: Vec<PathBuf>,
         /// Serve XenAPI without TLS.
@@ -40,11 +44,14 @@ enum Command {
 const GENERATED_BYTES: u64 = 16 << 20;
 const GENERATED_SIZE: u64 = 64 << 20;
 
+/// VMs whose first disks get generated content.
+const GENERATED_VMS: usize = 16;
+
 fn main() -> ExitCode {
-    let Arguments { command: Command::Serve { hosts, vms, disk, plain_http } } = Arguments::parse();
+    let Arguments { command: Command::Serve { hosts, vms, disks_per_vm, disk, plain_http } } = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = runtime.map_err(|source| SimError::Io { what: "start".to_owned(), source }).and_then(|runtime| {
-        let outcome = runtime.block_on(serve(hosts, vms, disk, plain_http));
+        let outcome = runtime.block_on(serve(hosts, vms, disks_per_vm, disk, plain_http));
         // A thread may sit in a read of standard input.
         runtime.shutdown_background();
         outcome
@@ -59,16 +66,24 @@ fn main() -> ExitCode {
     }
 }
 
-async fn serve(hosts: usize, vms: usize, disks: Vec<PathBuf>, plain_http: bool) -> Result<(), SimError> {
+async fn serve(
+    hosts: usize,
+    vms: usize,
+    disks_per_vm: usize,
+    disks: Vec<PathBuf>,
+    plain_http: bool,
+) -> Result<(), SimError> {
     let vm = |index: usize| {
         let disk = match disks.get(index) {
             Some(path) => DiskSpec::file(path),
+            None if index >= GENERATED_VMS => DiskSpec::new(GENERATED_SIZE),
             None => {
                 let content = DiskContent::Random { seed: index as u64 + 1, bytes: GENERATED_BYTES };
                 DiskSpec::new(GENERATED_SIZE).content(content)
             }
         };
-        VmSpec::new(&format!("vm-{}", index + 1)).disk(disk)
+        let vm = VmSpec::new(&format!("vm-{}", index + 1)).disk(disk);
+        (1..disks_per_vm).fold(vm, |vm, _| vm.disk(DiskSpec::new(GENERATED_SIZE)))
     };
     let options = SimOptions {
         hosts,

@@ -27,6 +27,8 @@ pub struct SimOptions {
     pub password: String,
     /// Purpose of the first network.
     pub nbd: NbdAccess,
+    /// Every host has an IPv6 address too, which `VDI.get_nbd_info` lists and nobody serves.
+    pub ipv6: bool,
     /// Limit of sessions per originator, 500 in a real pool.
     pub session_limit: usize,
     /// Features that the licence leaves out: keys of `restrictions` such as `restrict_cbt`.
@@ -49,6 +51,7 @@ impl Default for SimOptions {
             plain_http: false,
             password: "secret of the simulated pool".to_owned(),
             nbd: NbdAccess::Tls,
+            ipv6: false,
             session_limit: 500,
             restrictions: Vec::new(),
             older_server: false,

@@ -124,7 +124,7 @@ async fn members_are_mute_without_a_coordinator_until_there_is_another() {
         .await
         .start
     });
-    while pool.counters().calls["VM.get_all"] < 1 {
+    while pool.counters().calls.get("VM.get_all").copied().unwrap_or_default() < 1 {
         tokio::task::yield_now().await;
     }
     assert!(!mute.is_finished());
@@ -269,4 +269,49 @@ async fn the_control_interface_orders_the_life_of_hosts() {
     assert_eq!(order("/hosts/9/stop".to_owned()).await, "HTTP/1.1 409 Conflict");
     assert_eq!(pool.url(), pool.hosts()[1].url);
     assert_eq!(pool.record("VM", &vm).unwrap()["power_state"], "Running");
+}
+
+#[tokio::test]
+async fn a_disk_is_offered_where_its_sr_is_plugged_also_at_addresses_that_nobody_serves() {
+    let options = SimOptions { hosts: 2, plain_http: true, ipv6: true, ..SimOptions::default() };
+    let pool = SimPool::start(options).await.unwrap();
+    let client = Client::login(&pool).await;
+    let vdi = client.reference("VDI.get_by_uuid", &[json!(pool.vms()[0].disks[0].vdi)]).await;
+    let addresses = async || -> Vec<String> {
+        let info = client.ok("VDI.get_nbd_info", &[json!(vdi)]).await;
+        info.as_array().unwrap().iter().map(|info| info["address"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = addresses().await;
+    assert!(all.contains(&"2001:db8::1".to_owned()) && all.contains(&"127.0.0.2".to_owned()), "{all:?}");
+    let second = client.reference("host.get_by_uuid", &[json!(pool.hosts()[1].uuid)]).await;
+    let pbds = client.ok("host.get_PBDs", &[json!(second)]).await;
+    client.ok("PBD.unplug", &[pbds[0].clone()]).await;
+    let left = addresses().await;
+    assert_eq!(left.len(), 2);
+    assert!(left.contains(&"127.0.0.1".to_owned()) && left.contains(&"2001:db8::1".to_owned()), "{left:?}");
+    // A transfer that asks there is sent to the host that has it.
+    let path = format!("/export_raw_vdi?session_id={}&vdi={vdi}&format=raw", client.session);
+    let answer =
+        wire::exchange(&pool.hosts()[1].url, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
+    assert_eq!(answer.start, "HTTP/1.1 302 Found");
+    assert!(answer.header("Location").unwrap().starts_with(&pool.hosts()[0].url));
+    client.ok("PBD.plug", &[pbds[0].clone()]).await;
+    assert_eq!(addresses().await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_large_pool_is_told_in_one_answer_and_a_change_in_the_next() {
+    let vm = |index: usize| (0..3).fold(VmSpec::new(&format!("vm-{index}")), |vm, _| vm.disk(DiskSpec::new(64 << 20)));
+    let options = SimOptions { plain_http: true, vms: (0..1000).map(vm).collect(), ..SimOptions::default() };
+    let pool = SimPool::start(options).await.unwrap();
+    let client = Client::login(&pool).await;
+    let first = client.ok("event.from", &[json!(["vm", "vdi"]), json!(""), json!(1.0)]).await;
+    let told = |class: &str| first["events"].as_array().unwrap().iter().filter(|event| event["class"] == class).count();
+    // One control domain.
+    assert_eq!((told("vm"), told("vdi")), (1001, 3000));
+    let reference = client.reference("VM.get_by_uuid", &[json!(pool.vms()[500].uuid)]).await;
+    client.ok("VM.set_name_label", &[json!(reference), json!("renamed")]).await;
+    let next = client.ok("event.from", &[json!(["vm", "vdi"]), first["token"].clone(), json!(30.0)]).await;
+    assert_eq!(next["events"].as_array().unwrap().len(), 1);
+    assert_eq!(next["events"][0]["snapshot"]["name_label"], "renamed");
 }

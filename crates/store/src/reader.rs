@@ -98,6 +98,15 @@ impl DiskReader {
         Ok(extents)
     }
 
+    /// The chunks that hold the data of `range`: where each begins on the disk, and its id. Reads map pages only. Two
+    /// disks of one repository that give the same answer have the same bytes there; different answers say nothing.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub async fn chunks(&self, range: ByteRange) -> Result<Vec<(u64, ChunkId)>, StoreError> {
+        self.spans(range).map_ok(|span| (span.start, span.chunk)).try_collect().await
+    }
+
     /// The data of `range` in ascending order as pieces `(offset, bytes)` of at most 256 KiB; zero blocks are left
     /// out. Read ahead in parallel within `options.window_bytes`. Ends after the first error.
     pub fn stream(

@@ -9,7 +9,7 @@ use crate::shell::signals::Signals;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use xenvault_block::ByteSize;
-use xenvault_engine::{BackupReport, BackupRequest, VmSelector};
+use xenvault_engine::{BackupReport, BackupRequest, Verification, VmSelector};
 
 pub async fn run(arguments: BackupArguments, format: Format) -> Outcome {
     // The order in which two secrets stand on one standard input.
@@ -24,6 +24,7 @@ pub async fn run(arguments: BackupArguments, format: Format) -> Outcome {
     options.connections_per_disk = arguments.connections;
     let vm = VmSelector::UuidOrName(arguments.vm);
     let request = if arguments.full { BackupRequest::full(vm) } else { BackupRequest::incremental(vm) };
+    let request = request.verified_every(arguments.verify_every);
     let job = Job { pool: &arguments.pool, password, repository: Some(repository), options, monitor };
     let ended = job.run(signals, |engine| async move { engine.backup(request).await }).await?;
     Ok(format.ended(
@@ -48,6 +49,14 @@ fn text(report: &BackupReport) -> String {
     }
     let mut text =
         format!("point {} of VM {} ({}): {}\n{table}", report.point, report.vm_name, report.vm_uuid, report.level);
+    for (disk, found) in report.disks.iter().filter_map(|disk| Some((disk, disk.verification.as_ref()?))) {
+        text.push_str(&format!(
+            "disk {}: checked the list of changes over {}: {} had changed without being listed\n",
+            disk.device,
+            ByteSize(found.compared_bytes),
+            ByteSize(found.unlisted_bytes),
+        ));
+    }
     for skipped in &report.skipped {
         text.push_str(&format!("left out: device {}: {}\n", skipped.device, skipped.reason));
     }
@@ -60,6 +69,16 @@ fn text(report: &BackupReport) -> String {
         report.attach_elapsed.as_secs_f64(),
     ));
     text
+}
+
+fn verification(found: &Verification) -> Value {
+    let ranges: Vec<Value> =
+        found.unlisted.iter().map(|range| json!({ "offset": range.start(), "length": range.len() })).collect();
+    json!({
+        "compared_bytes": found.compared_bytes,
+        "unlisted_bytes": found.unlisted_bytes,
+        "unlisted": ranges,
+    })
 }
 
 fn json(report: &BackupReport) -> Value {
@@ -77,6 +96,7 @@ fn json(report: &BackupReport) -> Value {
                 "changed_bytes": disk.changed_bytes,
                 "read_bytes": disk.read_bytes,
                 "sample_bytes": disk.sample_bytes,
+                "verification": disk.verification.as_ref().map(verification),
             })
         })
         .collect();

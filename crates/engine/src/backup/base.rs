@@ -10,7 +10,7 @@ use xenvault_store::{Point, PointDisk, PointFilter, Repository};
 use xenvault_xenapi::{DateTime, Session, XenApiError, host, message, pool, vdi, vm, vm_metrics};
 
 use super::evidence::{Concerned, Notice, Seen, WINDOW_SECONDS, alarming, run_end};
-use super::request::LevelRequest;
+use super::request::{BackupRequest, LevelRequest};
 use super::snapshot::Shot;
 use crate::EngineError;
 use crate::pool::{Doing as _, DoingInRepository as _, await_task, code, is_gone, is_unsupported, server_time};
@@ -25,6 +25,7 @@ pub(crate) mod fact {
     pub(crate) const HOST_BOOT: &str = "resident-host-boot-time";
     pub(crate) const VM_START: &str = "vm-start-time";
     pub(crate) const SNAPSHOT_TIME: &str = "snapshot-time";
+    pub(crate) const UNVERIFIED: &str = "runs-since-verification";
     pub(crate) const MESSAGES: &str = "messages-seen";
     pub(crate) const DATA: &str = "data-offsets";
     pub(crate) const BASE: &str = "base-snapshot";
@@ -53,6 +54,8 @@ pub(crate) struct Situation {
 pub(crate) struct DiskPlan {
     /// `None`: read as a whole, for the reason.
     pub(crate) changes: Option<Changes>,
+    /// The changes are not believed this time, but checked against the whole disk.
+    pub(crate) verify: bool,
     pub(crate) reason: String,
     /// The bitmap of this step, also where it is not used for reading.
     pub(crate) bitmap: Option<ChangedBlocks>,
@@ -192,6 +195,11 @@ pub(crate) fn facts(situation: &Situation, shot: &Shot) -> BTreeMap<String, Stri
     facts
 }
 
+/// How many runs have believed the pool's list of changes since the whole disk was read.
+pub(crate) fn unverified(disk: &PointDisk) -> u32 {
+    disk.attributes.get(fact::UNVERIFIED).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
 /// Which messages a point knew of. Points of earlier releases remember the moment only.
 fn seen(disk: &PointDisk) -> Option<Seen> {
     let number = |name: &str| disk.attributes.get(name).and_then(|text| text.parse::<u64>().ok());
@@ -257,14 +265,14 @@ async fn look_at_base(session: &Session, disk: &PointDisk) -> Result<Base, Engin
 /// Decides how one disk is read and, if its changes can be counted, asks for them. The disk must not be open over NBD.
 pub(crate) async fn plan(
     run: &Run,
-    level: LevelRequest,
+    request: &BackupRequest,
     situation: &Situation,
     parent: Option<&Point>,
     shot: &Shot,
 ) -> Result<DiskPlan, EngineError> {
     let previous = parent.and_then(|point| previous_of(point, shot)).cloned();
     let mut evidence = BaseEvidence {
-        level: match level {
+        level: match request.level {
             LevelRequest::Full => ReadLevel::Everything,
             LevelRequest::Incremental => ReadLevel::Changes,
         },
@@ -296,6 +304,7 @@ pub(crate) async fn plan(
     let plan = match (decision, changes, previous) {
         (BaseDecision::UseBase, Some(Ok(blocks)), Some(since)) => DiskPlan {
             changes: Some(Changes { blocks: blocks.clone(), since: since.clone() }),
+            verify: request.verify_every.is_some_and(|every| unverified(&since).saturating_add(1) >= every.get()),
             reason: "changed-blocks".to_owned(),
             bitmap: Some(blocks),
             previous: Some(since),
@@ -309,7 +318,7 @@ pub(crate) async fn plan(
 }
 
 fn whole(reason: FullReason, bitmap: Option<ChangedBlocks>, previous: Option<PointDisk>) -> DiskPlan {
-    DiskPlan { changes: None, reason: reason.to_string(), bitmap, previous, kinship: Kinship::Fine }
+    DiskPlan { changes: None, verify: false, reason: reason.to_string(), bitmap, previous, kinship: Kinship::Fine }
 }
 
 /// The same disk in the parent; else what stood at its place, which says why it can not be counted from.

@@ -13,6 +13,7 @@ mod request;
 mod sample;
 mod select;
 mod snapshot;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +24,9 @@ use xenvault_xenapi::vm;
 pub(crate) use endpoints::{Access, access, source};
 pub use finding::{Finding, FindingKind};
 pub(crate) use read::known_places;
-pub use request::{BackupReport, BackupRequest, DiskReport, Level, LevelRequest, SkippedDevice, VmSelector};
+pub use request::{
+    BackupReport, BackupRequest, DiskReport, Level, LevelRequest, SkippedDevice, Verification, VmSelector,
+};
 pub(crate) use sample::{Dice, Field, choose};
 
 use crate::config::VmConfig;
@@ -130,7 +133,7 @@ async fn publish(
     let mut plans = Vec::with_capacity(snapshot.disks.len());
     for shot in &snapshot.disks {
         run.meter.stage(&Stage::PlanDisk { device: shot.live.device.clone() });
-        plans.push(base::plan(run, request.level, &after, parent.as_ref(), shot).await?);
+        plans.push(base::plan(run, request, &after, parent.as_ref(), shot).await?);
     }
     let options = run.engine.options();
     let writer = repository

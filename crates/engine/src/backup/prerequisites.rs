@@ -1,6 +1,7 @@
 //! Everything that can be checked before the pool is touched, and what a backup will work on.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use xenvault_xenapi::{ErrorCode, Session, network, pbd, pif, pool, sm, sr, vbd, vdi, vm};
 
@@ -14,6 +15,8 @@ use crate::{Engine, EngineError};
 
 /// Snapshots of one disk that make its chain long, see U04: a chain holds 30 links.
 const LONG_CHAIN: usize = 20;
+/// How often to look whether an operation on the VM has ended.
+const OPERATION_POLL: Duration = Duration::from_millis(500);
 /// What a snapshot takes on an SR that provisions thinly, in bytes: some megabytes of tables.
 const THIN_SNAPSHOT_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -70,7 +73,7 @@ pub(crate) async fn check(engine: &Engine, meter: &Meter, vm: (&vm::Ref, &vm::Re
     if let Some(disk) = disks.iter().find(|disk| !disk.can_be_snapshotted) {
         return Err(missing(unsupported(disk)));
     }
-    snapshot_allowed(session, vm).await?;
+    snapshot_allowed(session, vm, engine.options().operation_wait).await?;
     for (sr, record) in srs_of(&disks) {
         plugged(session, &sr, &record).await?;
     }
@@ -197,7 +200,33 @@ fn srs_of(disks: &[LiveDisk]) -> BTreeMap<sr::Ref, sr::Record> {
 }
 
 /// The list of allowed operations can be stale, so the server is asked to make it again (X32).
-async fn snapshot_allowed(session: &Session, (reference, _): (&vm::Ref, &vm::Record)) -> Result<(), EngineError> {
+///
+/// A migration, or whatever else goes on with the VM, is waited for: it ends by itself.
+async fn snapshot_allowed(
+    session: &Session,
+    (reference, _): (&vm::Ref, &vm::Record),
+    wait: Duration,
+) -> Result<(), EngineError> {
+    let deadline = Instant::now() + wait;
+    loop {
+        match snapshot_allowed_now(session, reference).await? {
+            Answer::Allowed => return Ok(()),
+            Answer::Busy(_) if Instant::now() + OPERATION_POLL < deadline => {}
+            Answer::Busy(finding) | Answer::Refused(finding) => return Err(EngineError::Prerequisite { finding }),
+        }
+        tokio::time::sleep(OPERATION_POLL).await;
+    }
+}
+
+/// What the VM says to a snapshot.
+enum Answer {
+    Allowed,
+    /// Something else goes on with it.
+    Busy(Finding),
+    Refused(Finding),
+}
+
+async fn snapshot_allowed_now(session: &Session, reference: &vm::Ref) -> Result<Answer, EngineError> {
     match vm::update_allowed_operations(session, reference).await {
         // An account may be allowed to take snapshots and not this; the list is as good as it is then.
         Err(error) if matches!(crate::pool::code(&error), Some(ErrorCode::RbacPermissionDenied)) => {}
@@ -205,7 +234,7 @@ async fn snapshot_allowed(session: &Session, (reference, _): (&vm::Ref, &vm::Rec
     }
     let record = vm::get_record(session, reference).await.doing("read the VM's record")?;
     if record.allowed_operations.contains(&vm::Operations::Snapshot) {
-        return Ok(());
+        return Ok(Answer::Allowed);
     }
     let blocked = record.blocked_operations.get(&vm::Operations::Snapshot);
     let running: Vec<&str> = record.current_operations.values().map(vm::Operations::as_str).collect();
@@ -217,6 +246,10 @@ async fn snapshot_allowed(session: &Session, (reference, _): (&vm::Ref, &vm::Rec
                 record.uuid
             ),
         ),
+        (None, []) if !record.vusbs.is_empty() => (
+            format!("VM {:?} has a USB device that is passed through, which forbids snapshots", record.name_label),
+            format!("take it away for the backup: `xe vusb-list vm-uuid={}`, then `xe vusb-destroy`", record.uuid),
+        ),
         (None, []) => (
             format!("VM {:?} allows no snapshot in state {}", record.name_label, record.power_state),
             "look at its devices (USB and PCI devices that are passed through forbid snapshots) and at the hosts' state"
@@ -227,7 +260,8 @@ async fn snapshot_allowed(session: &Session, (reference, _): (&vm::Ref, &vm::Rec
             "wait for the end of that and try again".to_owned(),
         ),
     };
-    Err(EngineError::Prerequisite { finding: Finding { kind: FindingKind::SnapshotNotAllowed, text, remedy } })
+    let finding = Finding { kind: FindingKind::SnapshotNotAllowed, text, remedy };
+    Ok(if blocked.is_none() && !running.is_empty() { Answer::Busy(finding) } else { Answer::Refused(finding) })
 }
 
 async fn plugged(session: &Session, reference: &sr::Ref, record: &sr::Record) -> Result<(), EngineError> {

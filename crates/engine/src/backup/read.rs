@@ -5,18 +5,20 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use xenvault_block::{ByteRange, CBT_BLOCK_BYTES, ExtentSet, VHD_MAX_DISK_BYTES};
+use xenvault_cbt::FullReason;
 use xenvault_nbd::{Export, ExportOptions, ReadOptions};
 use xenvault_store::{DiskOptions, DiskResult, Level as StoredLevel, PointDisk, Repository, Writer};
 use xenvault_vhd::{AllocationMap, HeadParser, HeadProgress};
 use xenvault_xenapi::transfer::{ExportBody, ExportFormat, export_raw_vdi};
 use xenvault_xenapi::{host, pbd};
 
-use super::base::{DiskPlan, Kinship, Situation, fact, facts};
+use super::base::{DiskPlan, Kinship, Situation, fact, facts, unverified};
 use super::endpoints::{Access, source};
 use super::http_read;
-use super::request::{DiskReport, Level};
+use super::request::{DiskReport, Level, Verification};
 use super::sample::{Dice, Field, Reservoir, choose};
 use super::snapshot::Shot;
+use super::verify::compare;
 use crate::EngineError;
 use crate::gaps::join_gaps;
 use crate::monitor::Stage;
@@ -85,7 +87,11 @@ impl Job<'_> {
     pub(crate) async fn store(&self, mut plan: DiskPlan) -> Result<Stored, EngineError> {
         let known = plan.previous.as_ref().map(known_places).unwrap_or_default();
         let mut line = Line { job: self, export: None, sample_bytes: 0, read_bytes: 0 };
-        let mut pass = self.first_pass(&plan).await?;
+        let mut pass = if plan.verify {
+            self.whole(FullReason::Verification.to_string()).await
+        } else {
+            self.first_pass(&plan).await?
+        };
         let stored = loop {
             let passed = Box::pin(line.transfer(&pass)).await?;
             match Box::pin(line.differing_block(&pass, &passed, &known)).await? {
@@ -109,12 +115,46 @@ impl Job<'_> {
             }
         };
         line.close().await;
+        let verification = self.verify(&mut plan, &stored).await?;
         let bitmap = match &plan.bitmap {
             Some(bitmap) => Some(self.writer.put_blob(bitmap.as_bytes()).await.doing("store the bitmap")?),
             None => None,
         };
-        let report = self.report(&pass, &line);
-        Ok(Stored { disk: self.point_disk(&pass, &plan, stored, bitmap, &known), report, kinship: plan.kinship })
+        let mut report = self.report(&pass, &line);
+        let mut disk = self.point_disk(&pass, &plan, stored, bitmap, &known);
+        // A list that left something out once is checked again the next time.
+        let missed = verification.as_ref().is_some_and(|found| found.unlisted_bytes > 0);
+        let believed = pass.base.as_ref().or(plan.previous.as_ref().filter(|_| missed));
+        let runs = believed.map_or(0, |base| unverified(base).saturating_add(1));
+        disk.attributes.insert(fact::UNVERIFIED.to_owned(), runs.to_string());
+        report.verification = verification;
+        Ok(Stored { disk, report, kinship: plan.kinship })
+    }
+
+    /// Checks the pool's list of changes against what was read, if the plan says so.
+    async fn verify(&self, plan: &mut DiskPlan, stored: &Passed) -> Result<Option<Verification>, EngineError> {
+        let Some(changes) = plan.changes.as_ref().filter(|_| plan.verify) else { return Ok(None) };
+        self.run.meter.stage(&Stage::Verify { device: self.device().to_owned() });
+        self.writer.flush().await.doing("complete its packs")?;
+        let listed = changes.blocks.extents();
+        let found = compare(self.repository, &changes.since.map, &stored.result.map, &listed).await?;
+        if found.unlisted_bytes > 0 {
+            let places: Vec<String> = found.unlisted.iter().take(8).map(ToString::to_string).collect();
+            self.run.meter.warn(
+                "cbt-incomplete",
+                format!(
+                    "disk {}: {} bytes had changed since the last point without being listed ({}{}); this point is \
+                     right, incrementals since the last check may not be: look at the host's storage log, and check \
+                     older points before they are relied on",
+                    self.device(),
+                    found.unlisted_bytes,
+                    places.join(", "),
+                    if found.unlisted.len() > places.len() { ", ..." } else { "" },
+                ),
+            );
+            plan.bitmap = None;
+        }
+        Ok(Some(found))
     }
 
     async fn first_pass(&self, plan: &DiskPlan) -> Result<Pass, EngineError> {
@@ -200,6 +240,7 @@ impl Job<'_> {
             changed_bytes: pass.changed_bytes,
             read_bytes: line.read_bytes,
             sample_bytes: line.sample_bytes,
+            verification: None,
         }
     }
 

@@ -1,8 +1,10 @@
 //! What a caller asks of a backup, and what it is told afterwards.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
+use xenvault_block::ByteRange;
 use xenvault_store::PointId;
 
 use crate::monitor::{Progress, Warning};
@@ -62,17 +64,27 @@ pub struct BackupRequest {
     pub vm: VmSelector,
     /// How much to read.
     pub level: LevelRequest,
+    /// After how many runs that believed the pool's list of changes the whole disk is read and compared, the checking
+    /// run included: 1 checks every time. `None`: never.
+    pub verify_every: Option<NonZeroU32>,
 }
 
 impl BackupRequest {
+    /// The same, checking the pool's lists of changes every `runs` runs.
+    #[must_use]
+    pub fn verified_every(mut self, runs: Option<NonZeroU32>) -> Self {
+        self.verify_every = runs;
+        self
+    }
+
     /// A backup of `vm` that reads what changed.
     pub fn incremental(vm: VmSelector) -> Self {
-        Self { vm, level: LevelRequest::Incremental }
+        Self { vm, level: LevelRequest::Incremental, verify_every: None }
     }
 
     /// A backup of `vm` that reads everything.
     pub fn full(vm: VmSelector) -> Self {
-        Self { vm, level: LevelRequest::Full }
+        Self { vm, level: LevelRequest::Full, verify_every: None }
     }
 }
 
@@ -128,6 +140,25 @@ pub struct DiskReport {
     pub read_bytes: u64,
     /// Bytes of the check sample.
     pub sample_bytes: u64,
+    /// What a check of the pool's list of changes found, if this run made one.
+    pub verification: Option<Verification>,
+}
+
+/// Whether the pool had listed everything that changed. The point is right in any case: it holds what was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Bytes of the disk that were compared with the last point.
+    pub compared_bytes: u64,
+    /// Bytes that had changed and were not listed, in whole blocks of 64 KiB.
+    pub unlisted_bytes: u64,
+    /// Where, ascending: the first [`Verification::MAX_RANGES`] ranges.
+    pub unlisted: Vec<ByteRange>,
+}
+
+impl Verification {
+    /// More ranges than this are counted and not named.
+    pub const MAX_RANGES: usize = 1000;
 }
 
 /// A device that a backup leaves out.

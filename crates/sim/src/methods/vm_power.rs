@@ -161,8 +161,7 @@ async fn shutdown(call: &Call, operation: &str) -> Outcome {
     Ok(Value::void())
 }
 
-/// The pool message about a change of power state that was asked for over XenAPI, as xapi words it. What a host's crash
-/// or a reset of the power state does to a VM is not announced.
+/// The pool message of a VM's life, as xapi words it.
 fn say(db: &mut Database, vm: &str, message: &str, what: &str) {
     let (name, uuid) = (db.text("VM", vm, "name_label"), db.text("VM", vm, "uuid"));
     post_message(db, message, 5, "VM", &uuid, &format!("VM '{name}' (uuid: {uuid}) {what}"));
@@ -180,7 +179,6 @@ async fn reboot(call: &Call, operation: &str) -> Outcome {
     let host = call.core.db().text("VM", vm, "resident_on");
     halt(&call.core, vm, End::Clean);
     boot(&call.core, vm, &host, "Running")?;
-    say(&mut call.core.db(), vm, "VM_REBOOTED", "rebooted");
     Ok(Value::void())
 }
 

@@ -62,6 +62,8 @@ struct Deletion {
 #[derive(Debug, Default)]
 pub(crate) struct Database {
     tables: HashMap<&'static str, BTreeMap<String, Row>>,
+    /// Every object by the generation of its last change, so that changes are found without a search.
+    recent: BTreeMap<u64, (&'static str, String)>,
     deletions: VecDeque<Deletion>,
     generation: u64,
     /// The newest deletion that was forgotten.
@@ -107,7 +109,11 @@ impl Database {
         }
         self.generation += 1;
         let row = Row { values, created: self.generation, modified: self.generation };
-        self.tables.entry(class.name.as_str()).or_default().insert(reference.to_owned(), row);
+        self.recent.insert(self.generation, (class.name.as_str(), reference.to_owned()));
+        let replaced = self.tables.entry(class.name.as_str()).or_default().insert(reference.to_owned(), row);
+        if let Some(replaced) = replaced {
+            self.recent.remove(&replaced.modified);
+        }
         for (field, value) in links {
             self.link(name, reference, &field, NULL, value.as_str());
         }
@@ -123,6 +129,7 @@ impl Database {
         let Some(row) = self.tables.get_mut(class.name.as_str()).and_then(|table| table.remove(reference)) else {
             return;
         };
+        self.recent.remove(&row.modified);
         self.generation += 1;
         self.deletions.push_back(Deletion {
             class: class.name.as_str(),
@@ -221,8 +228,12 @@ impl Database {
             return;
         }
         let old = std::mem::replace(slot, value.clone());
+        let entry = self.recent.remove(&row.modified);
         row.modified = generation;
         self.generation = generation;
+        if let Some(entry) = entry {
+            self.recent.insert(generation, entry);
+        }
         self.link(name, reference, field, old.as_str(), value.as_str());
     }
 
@@ -246,24 +257,29 @@ impl Database {
         self.generation += 1;
         let generation = self.generation;
         if let Some(row) = self.tables.get_mut(name).and_then(|table| table.get_mut(reference)) {
+            let entry = self.recent.remove(&row.modified);
             row.modified = generation;
+            if let Some(entry) = entry {
+                self.recent.insert(generation, entry);
+            }
         }
     }
 
-    /// What changed after a generation, oldest first; `None` if deletions since then are forgotten.
-    pub(crate) fn changes_since(&self, since: u64) -> Option<Vec<Change>> {
-        if since > 0 && since < self.forgotten {
-            return None;
-        }
+    /// The newest generation whose deletions may be forgotten.
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// What changed after a generation, oldest first, without deletions that are forgotten.
+    pub(crate) fn changes_since(&self, since: u64) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (&class, table) in &self.tables {
-            for (reference, row) in table.iter().filter(|(_, row)| row.modified > since) {
-                let operation = if row.created > since { "add" } else { "mod" };
-                let generation = row.modified;
-                changes.push(Change { class, reference: reference.clone(), operation, generation });
-            }
+        for (&generation, (class, reference)) in self.recent.range(since.saturating_add(1)..) {
+            let created = self.row(class, reference).map(|row| row.created).unwrap_or_default();
+            let operation = if created > since { "add" } else { "mod" };
+            changes.push(Change { class, reference: reference.clone(), operation, generation });
         }
-        let gone = self.deletions.iter().filter(|deletion| deletion.deleted > since && deletion.created <= since);
+        let newest = self.deletions.iter().rev().take_while(|deletion| deletion.deleted > since);
+        let gone = newest.filter(|deletion| deletion.created <= since);
         changes.extend(gone.map(|deletion| Change {
             class: deletion.class,
             reference: deletion.reference.clone(),
@@ -271,7 +287,7 @@ impl Database {
             generation: deletion.deleted,
         }));
         changes.sort_by_key(|change| change.generation);
-        Some(changes)
+        changes
     }
 
     /// Forgets which objects were deleted, as a toolstack does when it starts: only rows are kept in its file.
@@ -284,13 +300,13 @@ impl Database {
     /// numbers, so that tokens from before can be ahead of every change to come.
     pub(crate) fn fall_behind(&mut self, behind: u64) {
         self.forget_deletions();
-        let mut rows: Vec<&mut Row> = self.tables.values_mut().flat_map(|table| table.values_mut()).collect();
-        rows.sort_by_key(|row| row.modified);
         let mut number = 0;
-        for row in rows {
+        for (_, (class, reference)) in std::mem::take(&mut self.recent) {
+            let Some(row) = self.tables.get_mut(class).and_then(|table| table.get_mut(&reference)) else { continue };
             number += 1;
             row.modified = number;
             row.created = row.created.min(number);
+            self.recent.insert(number, (class, reference));
         }
         self.generation = number.max(self.generation.saturating_sub(behind));
         self.forgotten = self.generation;
@@ -307,12 +323,18 @@ impl Database {
             return;
         };
         for (target, add) in [(old, false), (new, true)] {
-            let Ok(Value::List(items)) = self.get(many, target, set) else { continue };
-            let mut items: Vec<Value> = items.iter().filter(|item| item.as_str() != reference).cloned().collect();
+            let Some(position) = schema().get(many).and_then(|class| class.position(set)) else { continue };
+            let Some(row) = self.tables.get_mut(many).and_then(|table| table.get_mut(target)) else { continue };
+            let Some(Value::List(items)) = row.values.get_mut(position) else { continue };
+            // In place: an SR has thousands of disks.
+            let before = items.len();
+            items.retain(|item| item.as_str() != reference);
             if add {
                 items.insert(0, reference.into());
             }
-            self.set(many, target, set, Value::List(items));
+            if add || items.len() != before {
+                self.touch(many, target);
+            }
         }
     }
 }
@@ -346,7 +368,7 @@ mod tests {
         let before = db.generation();
         db.destroy("VBD", &vbd);
         assert!(db.set_of("VM", &vm, "VBDs").is_empty());
-        let changes = db.changes_since(before).unwrap();
+        let changes = db.changes_since(before);
         assert!(changes.iter().any(|change| change.operation == "del" && change.reference == vbd));
         assert!(changes.iter().any(|change| change.operation == "mod" && change.reference == vm));
     }

@@ -70,7 +70,8 @@ pub(super) fn hosts(options: &SimOptions, db: &mut Database) -> Result<Vec<HostN
     let mut nodes = Vec::new();
     for index in 0..options.hosts {
         let last = u8::try_from(index + 1).unwrap_or(u8::MAX);
-        let node = host(db, index, Ipv4Addr::new(127, 0, 0, last), &restrictions, &network, options.older_server)?;
+        let address = Ipv4Addr::new(127, 0, 0, last);
+        let node = host(db, index, address, &restrictions, &network, options.older_server, options.ipv6)?;
         nodes.push(node);
     }
     let master = nodes.first().map(|node| node.reference.clone()).unwrap_or_default();
@@ -112,6 +113,7 @@ fn host(
     restrictions: &Value,
     network: &str,
     older: bool,
+    ipv6: bool,
 ) -> Result<HostNode, SimError> {
     let name = format!("host-{}", index + 1);
     let identity = certificate::make(index, &name, address)?;
@@ -170,7 +172,8 @@ fn host(
             ("currently_attached", true.into()),
             ("management", true.into()),
             ("ip_configuration_mode", "Static".into()),
-            ("ipv6_configuration_mode", "None".into()),
+            ("ipv6_configuration_mode", if ipv6 { "Static".into() } else { "None".into() }),
+            ("IPv6", Value::texts(if ipv6 { vec![format!("2001:db8::{:x}", index + 1)] } else { Vec::new() })),
             ("IP", address.to_string().into()),
             ("netmask", "255.0.0.0".into()),
         ],

@@ -21,7 +21,11 @@ pub(super) struct Identity {
 /// Keys of this process by host: making one takes long, and a test starts many pools.
 static KEYS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
+/// Hosts beyond these share keys, not certificates: a pool of 64 hosts would take a minute to start.
+const DIFFERENT_KEYS: usize = 4;
+
 fn key_of(index: usize) -> Result<Vec<u8>, SimError> {
+    let index = index % DIFFERENT_KEYS;
     let mut keys = KEYS.lock().unwrap_or_else(PoisonError::into_inner);
     while keys.len() <= index {
         let mut random = rsa::rand_core::OsRng;
