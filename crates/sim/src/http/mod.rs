@@ -8,6 +8,8 @@ mod import_vhd;
 mod request;
 mod response;
 mod transfer;
+mod vm_export;
+mod vm_import;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

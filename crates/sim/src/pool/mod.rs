@@ -4,6 +4,7 @@ mod build;
 mod certificate;
 mod nbd_backend;
 mod start;
+mod vtpm;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
