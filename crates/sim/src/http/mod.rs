@@ -5,6 +5,7 @@ mod connection;
 mod export;
 mod import;
 mod import_vhd;
+mod reports;
 mod request;
 mod response;
 mod transfer;

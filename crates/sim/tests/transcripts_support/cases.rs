@@ -140,6 +140,7 @@ pub const CASES: &[(&str, &str, &str)] = &[
         "vdi session task",
         "fault:http/export_raw_vdi=SR_BACKEND_FAILURE_1200/1",
     ),
+    ("http.pool-xmldbdump.no-session", "", ""),
     ("http.export.bad-session", "=", ""),
     ("http.export.basic-auth", "", ""),
     ("http.export.no-session", "", ""),
@@ -175,10 +176,7 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
     ("README", "not a recording"),
     ("VM.get_all.host-is-slave", "the recorded member could not reach its coordinator; here it always can"),
     ("http.export_raw_vdi.host-is-slave", "the recorded member could not reach its coordinator; here it always can"),
-    ("http.pool-xmldbdump", "dumps of the database are not simulated yet"),
-    ("http.audit_log", "the audit log is not simulated yet"),
-    ("http.host_rrd", "statistics are not simulated yet"),
-    ("http.rrd_updates", "statistics are not simulated yet"),
+    ("http.pool-xmldbdump.host-is-slave", "the recorded member could not reach its coordinator; here it always can"),
     ("http.export.host-is-slave", "the recorded member could not reach its coordinator; here it always can"),
     (
         "http.import.xva-truncated.client-half-closes.task-afterwards",
@@ -193,6 +191,6 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
         "the client went away after 60 s without a half-close: the 200 that it got is that of the other imports",
     ),
     ("VM.start_on.force-no-memory", "the lab host had no hardware virtualisation; the simulated ones have"),
-    ("pool_update.", "updates are not simulated"),
+    ("pool_update.get_all_records", "the class pool_update is not in the simulator's list of classes"),
     ("session.login_with_password.while-starting-1", "a daemon that is starting is not simulated"),
 ];
