@@ -191,6 +191,9 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
         "the client went away after 60 s without a half-close: the 200 that it got is that of the other imports",
     ),
     ("VM.start_on.force-no-memory", "the lab host had no hardware virtualisation; the simulated ones have"),
-    ("pool_update.get_all_records", "the class pool_update is not in the simulator's list of classes"),
+    (
+        "pool_update.get_all_records",
+        "the data model that the simulator's list of classes is made from does not have this class",
+    ),
     ("session.login_with_password.while-starting-1", "a daemon that is starting is not simulated"),
 ];
