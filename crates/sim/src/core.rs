@@ -130,6 +130,8 @@ pub(crate) struct Core {
     pub(crate) registrations: Mutex<HashMap<String, (Vec<String>, u64)>>,
     /// Background tasks that can be cancelled.
     pub(crate) cancels: Mutex<HashMap<String, CancellationToken>>,
+    /// What VTPMs hold, by their references. Never part of a record.
+    vtpms: Mutex<HashMap<String, String>>,
     /// What stood in the pool when it had started.
     pub(crate) baseline: OnceLock<HashSet<(String, String)>>,
     /// Ends everything.
@@ -187,6 +189,7 @@ impl Core {
             nbd_faults: NbdFaults::default(),
             registrations: Mutex::default(),
             cancels: Mutex::default(),
+            vtpms: Mutex::default(),
             baseline: OnceLock::new(),
             end: CancellationToken::new(),
         })
@@ -293,6 +296,15 @@ impl Core {
         let db = self.db();
         db.check("VDI", vdi)?;
         parse_uuid(&db.text("VDI", vdi, "uuid"))
+    }
+
+    /// What a VTPM holds; empty for a new one.
+    pub(crate) fn vtpm(&self, reference: &str) -> String {
+        self.vtpms.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn set_vtpm(&self, reference: &str, content: String) {
+        self.vtpms.lock().unwrap_or_else(PoisonError::into_inner).insert(reference.to_owned(), content);
     }
 
     /// What the storage did to a disk by itself: CBT is off, and a pool message says so.

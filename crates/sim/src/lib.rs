@@ -18,6 +18,7 @@ mod pool;
 mod rpc;
 pub mod storage;
 pub mod vhd_export;
+mod xva;
 
 pub use control::{Counters, Fault, FaultEffect, NbdDiskCounters};
 pub use error::SimError;

@@ -52,6 +52,23 @@ async fn request(world: &mut World, recording: &Recording, parts: &[&str]) -> Ve
     if recording.stem.starts_with("event.from.") && !recording.stem.ends_with("bad-token") {
         replacements.extend(token(world, recording).await);
     }
+    let start = &recording.request_head[0];
+    // The recorded VM and SR have other uuids.
+    for mark in ["/export?uuid=", "/export_metadata?uuid=", "&sr_uuid="] {
+        if let Some((_, rest)) = start.split_once(mark).filter(|_| !recording.stem.contains("unknown")) {
+            let uuid = match mark {
+                "&sr_uuid=" => world.pool.srs()[0].uuid.clone(),
+                _ => world.pool.vms()[0].uuid.clone(),
+            };
+            replacements.push((rest.chars().take(36).collect(), uuid));
+        }
+    }
+    if start.starts_with("PUT /import?") && recording.request_body.starts_with("[binary body") {
+        let cut = recording.stem.contains("truncated").then_some(30_000);
+        let mut body = archive(world).await;
+        body.truncate(cut.unwrap_or(body.len()));
+        return recording.request(&replacements, Some(&body));
+    }
     let body = match described_length(&recording.request_body) {
         Some(length) if recording.request_head[0].contains("format=vhd") => Some(vhd(world, length).await),
         Some(length) => Some(vec![0; length]),
@@ -80,6 +97,26 @@ async fn token(world: &mut World, recording: &Recording) -> Option<(String, Stri
     Some((recorded, token))
 }
 
+/// An archive of the world's VM: its records name other hosts and networks than the recorded ones, so its length differs.
+async fn archive(world: &World) -> Vec<u8> {
+    let vm = &world.pool.vms()[0].uuid;
+    let get = format!("GET /export?uuid={vm}&session_id={} HTTP/1.1\r\n\r\n", world.client.session);
+    exchange(&world.client.url, get.as_bytes()).await.body
+}
+
+/// Sends a request whose body ends too early, half-closes, and reads the answer.
+async fn half_closed(world: &World, request: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(world.client.url.strip_prefix("http://").unwrap()).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    stream.shutdown().await.unwrap();
+    wire::read_answer(&mut stream).await
+}
+
+/// Whether the client of a recording sent less than the server waited for.
+fn unfinished(stem: &str) -> bool {
+    stem.starts_with("http.import.xva-truncated") || stem.starts_with("http.import.no-content-length")
+}
+
 /// A VHD of the recorded length.
 async fn vhd(world: &World, length: usize) -> Vec<u8> {
     let disk = &world.pool.vms()[0].disks[0].vdi;
@@ -104,6 +141,9 @@ async fn play(recording: &Recording) -> Answer {
         false => world.client.url.clone(),
     };
     let request = request(&mut world, recording, &parts).await;
+    if unfinished(&recording.stem) {
+        return half_closed(&world, &request).await;
+    }
     exchange(&url, &request).await
 }
 
@@ -112,7 +152,11 @@ async fn task_afterwards(world: &mut World, recording: &Recording, stem: &str) -
     let before = Recording::read(&folder_of(recording).join(format!("{stem}.txt")));
     let (parts, _) = case("", stem);
     let first = request(world, &before, &parts).await;
-    exchange(&world.client.url, &first).await;
+    if unfinished(stem) {
+        half_closed(world, &first).await;
+    } else {
+        exchange(&world.client.url, &first).await;
+    }
     let task = world.role("task").await;
     world.client.wait(&task).await;
     let second = request(world, recording, &["session", "task"]).await;
@@ -184,18 +228,59 @@ async fn check(files: Vec<PathBuf>) {
             continue;
         }
         let recording = Recording::read(&path);
-        let Some(expected) = recording.answer() else {
+        let Some(mut expected) = recording.answer() else {
             wrong.push(format!("{name}: without an answer, but not left out"));
             continue;
         };
+        if name == "http.pool-xmldbdump.txt" {
+            // Up to the number of changes: what follows are the objects of another pool.
+            let text = expected.text();
+            let mark = "key=\"generation_count\" value=\"";
+            let end = text.find(mark).unwrap() + mark.len();
+            expected.body = format!("{}[cut here]", &text[..end]).into_bytes();
+        }
         let actual = play(&recording).await;
         compared += 1;
         // Bitmaps and encodings of numbers must be equal to the letter.
         let exact = recording.stem.starts_with("VDI.list_changed_blocks") || recording.stem.contains("int-encoding");
+        if recording.name.starts_with("http.export.") || recording.name.starts_with("http.export_metadata") {
+            // The records name other hosts, networks and times than the recorded ones: the archive's beginning, not
+            // its length, can be the same. (Layout and content are the business of the test of archives.)
+            if expected.text().starts_with("[binary body") {
+                wrong.extend(head_differences(&expected, &actual).into_iter().map(|text| format!("{name}: {text}")));
+                continue;
+            }
+        }
         wrong.extend(differences(&expected, &actual, exact).into_iter().map(|text| format!("{name}: {text}")));
     }
     assert!(wrong.is_empty(), "{} differences in {compared} recordings:\n{}", wrong.len(), wrong.join("\n"));
     println!("{compared} recordings compared");
+}
+
+/// Status, headers, and the first bytes of a body of which the recording has the first 64 in hexadecimal: all of them
+/// for a tar, the compressor's own header for the others.
+fn head_differences(expected: &Answer, actual: &Answer) -> Vec<String> {
+    let text = expected.text();
+    let hex = text.split("in hex: ").nth(1).unwrap().trim_end_matches(']').to_owned();
+    let length = match &hex[..4] {
+        "1f8b" => 10,
+        "28b5" => 5,
+        _ => 64,
+    };
+    let got: String = actual.body.iter().take(length).map(|byte| format!("{byte:02x}")).collect();
+    let only_head = |answer: &Answer| Answer {
+        start: answer.start.clone(),
+        headers: answer.headers.iter().filter(|(name, _)| name != "content-type").cloned().collect(),
+        body: Vec::new(),
+    };
+    let mut found = differences(&only_head(expected), &only_head(actual), false);
+    if got != hex[..2 * length] {
+        found.push(format!("begins {got} instead of {}", &hex[..2 * length]));
+    }
+    if expected.header("content-type") != actual.header("content-type") {
+        found.push("another content-type".to_owned());
+    }
+    found
 }
 
 fn files_in(folder: &Path) -> Vec<PathBuf> {

@@ -5,9 +5,12 @@ mod connection;
 mod export;
 mod import;
 mod import_vhd;
+mod reports;
 mod request;
 mod response;
 mod transfer;
+mod vm_export;
+mod vm_import;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -40,3 +40,4 @@ pub(crate) use sr::{features, hosts as hosts_of_sr};
 pub(crate) use task::{complete, fail, new_task};
 pub(crate) use vbd_plug::{plug_in_control_domain, unplug_and_destroy};
 pub(crate) use vdi::{create_disk, introduce};
+pub(crate) use vm_checks::check as check_vm;

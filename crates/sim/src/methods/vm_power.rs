@@ -179,6 +179,7 @@ async fn reboot(call: &Call, operation: &str) -> Outcome {
     let host = call.core.db().text("VM", vm, "resident_on");
     halt(&call.core, vm, End::Clean);
     boot(&call.core, vm, &host, "Running")?;
+    say(&mut call.core.db(), vm, "VM_REBOOTED", "rebooted");
     Ok(Value::void())
 }
 

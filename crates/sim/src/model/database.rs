@@ -177,6 +177,11 @@ impl Database {
         found.ok_or_else(|| Failure::new("UUID_INVALID", [name, uuid]))
     }
 
+    /// The generations at which an object was made and last changed.
+    pub(crate) fn times(&self, name: &str, reference: &str) -> (u64, u64) {
+        self.row(name, reference).map(|row| (row.created, row.modified)).unwrap_or_default()
+    }
+
     /// A field.
     pub(crate) fn get(&self, name: &str, reference: &str, field: &str) -> Outcome<&Value> {
         let row = self.row(name, reference)?;

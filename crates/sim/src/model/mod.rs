@@ -2,6 +2,7 @@
 
 mod database;
 mod defaults;
+mod dump;
 mod schema;
 mod types;
 mod value;

@@ -5,6 +5,7 @@ mod certificate;
 mod life;
 mod nbd_backend;
 mod start;
+mod vtpm;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -36,6 +36,12 @@ pub(crate) fn read_xml_call(body: &str) -> Result<(String, Vec<Value>), String> 
     Ok((name, params.transpose()?.unwrap_or_default()))
 }
 
+/// Reads a value alone, as it stands in an archive of VMs.
+pub(crate) fn read_xml_value(text: &str) -> Result<Value, String> {
+    let root = read_tree(text)?;
+    if root.name == "value" { read_value(&root) } else { Err(format!("no value but {}", root.name)) }
+}
+
 fn read_tree(body: &str) -> Result<Element, String> {
     let mut reader = Reader::from_str(body);
     let failure = |at: u64, what: &str| format!("Xmlm.Error(1:{}, &quot;{what}&quot;)", at + 1);
