@@ -24,6 +24,7 @@ mod error;
 pub mod event;
 mod generated;
 mod http_client;
+pub mod inventory;
 mod model;
 mod reference;
 mod rpc;

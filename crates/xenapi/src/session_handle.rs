@@ -5,11 +5,13 @@ mod directory;
 mod login;
 mod options;
 
+pub(crate) use calls::jittered;
 pub use options::{ConnectOptions, Limits, Member, Timeouts};
 
 use crate::error::XenApiError;
 use crate::host;
 use crate::http_client::HttpClient;
+use crate::inventory;
 use crate::model::Repeat;
 use crate::rpc::{Document, Encoding};
 use crate::secret::Secret;
@@ -17,7 +19,7 @@ use crate::tasks::TaskGuard;
 use crate::trust::PinnedHosts;
 use crate::value::{FromValue, ToValue, Value};
 use directory::Directory;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -48,6 +50,8 @@ struct Inner {
     background: TaskTracker,
     runtime: tokio::runtime::Handle,
     keep_alive: Mutex<Option<tokio::task::AbortHandle>>,
+    /// The newest inventory of this session, while it exists.
+    inventory: Mutex<Weak<inventory::Shared>>,
 }
 
 /// What changes with a login.
@@ -102,6 +106,7 @@ impl Session {
             background: TaskTracker::new(),
             runtime: tokio::runtime::Handle::current(),
             keep_alive: Mutex::new(None),
+            inventory: Mutex::default(),
         };
         Self { inner: Arc::new(inner), task_note: Arc::from("") }
     }
@@ -201,6 +206,20 @@ impl Session {
     /// Runs work that outlives the caller; [`Session::logout`] waits for it.
     pub(crate) fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.inner.background.spawn_on(work, &self.inner.runtime);
+    }
+
+    /// Runs work that its owner ends; [`Session::logout`] does not wait for it.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
+        self.inner.runtime.spawn(work).abort_handle()
+    }
+
+    /// From now on tasks of this session are awaited through this inventory, while it exists.
+    pub(crate) fn set_inventory(&self, inventory: &Arc<inventory::Shared>) {
+        *self.inner.inventory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(inventory);
+    }
+
+    pub(crate) fn inventory(&self) -> Option<Arc<inventory::Shared>> {
+        self.inner.inventory.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
     }
 
     /// The host that does transfers for `host`, known from the pool itself.
