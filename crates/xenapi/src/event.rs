@@ -111,10 +111,23 @@ pub async fn from(
     token: &str,
     timeout: Duration,
 ) -> Result<EventBatch, XenApiError> {
+    // A token is the pool's, not the session's, so asking again after a new login loses nothing.
+    ask(session, classes, token, timeout, SLACK, Repeat::Harmless).await
+}
+
+/// As [`from`], for callers that say for themselves how much longer than `timeout` the answer may take, and whether the
+/// same token may be used again after a new login.
+pub(crate) async fn ask(
+    session: &Session,
+    classes: &[&str],
+    token: &str,
+    timeout: Duration,
+    slack: Duration,
+    repeat: Repeat,
+) -> Result<EventBatch, XenApiError> {
     let method = "event.from";
     let classes = Value::Array(classes.iter().map(|class| Value::from(*class)).collect());
     let arguments = vec![classes, token.to_value(), timeout.as_secs_f64().to_value()];
-    // A token is the pool's, not the session's, so asking again after a new login loses nothing.
-    let value = session.call_waiting(method, Repeat::Harmless, arguments, timeout + SLACK).await?;
+    let value = session.call_waiting(method, repeat, arguments, timeout + slack).await?;
     EventBatch::from_value(value).map_err(|source| XenApiError::decode(method, source))
 }

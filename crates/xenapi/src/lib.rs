@@ -25,6 +25,7 @@ pub mod event;
 mod failure_class;
 mod generated;
 mod http_client;
+pub mod inventory;
 mod model;
 mod reference;
 mod rpc;

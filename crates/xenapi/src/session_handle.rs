@@ -6,6 +6,7 @@ mod login;
 mod options;
 mod outage;
 
+pub(crate) use calls::jittered;
 pub use options::{ConnectOptions, Floor, KnownPool, Limits, Member, Timeouts};
 
 use crate::error::XenApiError;
@@ -216,6 +217,11 @@ impl Session {
     /// Runs work that outlives the caller; [`Session::logout`] waits for it.
     pub(crate) fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.inner.background.spawn_on(work, &self.inner.runtime);
+    }
+
+    /// Runs work that its owner ends; [`Session::logout`] does not wait for it.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
+        self.inner.runtime.spawn(work).abort_handle()
     }
 
     /// The host that does transfers for `host`, known from the pool itself.

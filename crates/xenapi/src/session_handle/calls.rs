@@ -212,7 +212,7 @@ fn goes_again(failure: &ApiFailure, repeat: Repeat) -> bool {
 }
 
 /// Between a half and the whole of `pause`, so that many callers do not come back at the same moment.
-fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     let mut byte = [0_u8; 1];
     let share = match ring::rand::SystemRandom::new().fill(&mut byte) {
         Ok(()) => u32::from(byte[0]),
