@@ -1,6 +1,6 @@
 //! From what the pool holds and what the journals say to a plan. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use xenvault_xenapi::{task, vdi, vm};
@@ -192,7 +192,7 @@ impl Question<'_> {
         &self,
         reference: &vdi::Ref,
         record: &vdi::Record,
-        bases: &BTreeMap<BaseGroup, String>,
+        bases: &BTreeMap<BaseGroup, BTreeSet<String>>,
     ) -> Option<Step> {
         let item = |action, reason: String| SweepItem {
             kind: ObjectKind::Vdi,
@@ -219,7 +219,7 @@ impl Question<'_> {
         &self,
         record: &vdi::Record,
         owned: &Owned,
-        bases: &BTreeMap<BaseGroup, String>,
+        bases: &BTreeMap<BaseGroup, BTreeSet<String>>,
     ) -> Option<(SweepAction, String)> {
         let reason = match self.fate(owned) {
             Fate::Outside => return None,
@@ -231,7 +231,7 @@ impl Question<'_> {
             // A base is written into the marks only after its point was.
             Fate::Finish(reason) | Fate::Destroy(reason) => reason,
         };
-        if bases.get(&group(owned)) != Some(&owned.run) {
+        if !bases.get(&group(owned)).is_some_and(|runs| runs.contains(&owned.run)) {
             return Some((SweepAction::Destroy, "a newer base has replaced it".to_owned()));
         }
         if owned.role != Some(Role::Base) && record.cbt_enabled {
@@ -251,22 +251,27 @@ impl Question<'_> {
         }
     }
 
-    /// The run whose snapshot is the current base, for each VM and repository.
-    fn newest_bases(&self) -> BTreeMap<BaseGroup, String> {
-        let mut newest: BTreeMap<BaseGroup, (i64, String)> = BTreeMap::new();
+    /// The run whose snapshot is the current base, for each VM and repository. The pool's time has whole seconds: of
+    /// several runs in the newest one all count, since the right one must not go.
+    fn newest_bases(&self) -> BTreeMap<BaseGroup, BTreeSet<String>> {
+        let mut newest: BTreeMap<BaseGroup, (i64, BTreeSet<String>)> = BTreeMap::new();
         for record in self.inventory.vdis.values() {
             let Ok(owned) = self.inventory.judge_vdi(record, self.instance, self.runs) else { continue };
             let finished = self.facts(&owned.run).publication == Publication::Yes;
             if owned.role != Some(Role::Base) && !(finished && owned.role == Some(Role::Snapshot)) {
                 continue;
             }
-            let candidate = (record.snapshot_time.unix_seconds(), owned.run.clone());
-            let slot = newest.entry(group(&owned)).or_insert_with(|| candidate.clone());
-            if candidate.0 > slot.0 {
-                *slot = candidate;
+            let taken = record.snapshot_time.unix_seconds();
+            let (newest_taken, runs) = newest.entry(group(&owned)).or_insert_with(|| (taken, BTreeSet::new()));
+            if taken > *newest_taken {
+                *newest_taken = taken;
+                runs.clear();
+            }
+            if taken == *newest_taken {
+                runs.insert(owned.run);
             }
         }
-        newest.into_iter().map(|(group, (_, run))| (group, run)).collect()
+        newest.into_iter().map(|(group, (_, runs))| (group, runs)).collect()
     }
 
     /// Objects that look like ours and are not are shown, in a plan for everything.
@@ -351,6 +356,10 @@ mod tests {
         pool.disk("a", OLD, Role::Base, 100);
         pool.disk("b", NEW, Role::Base, 200);
         assert_eq!(pool.steps(&Scope::Everything), ["a: remove", "b: keep"]);
+        // Two in one second: which is the newer one is not known, so both stay until there is a newer one.
+        pool.disk("a", OLD, Role::Base, 200);
+        assert_eq!(pool.steps(&Scope::Everything), ["a: keep", "b: keep"]);
+        pool.disk("a", OLD, Role::Base, 100);
         // Of another repository it is the newest one.
         let other = pool.inventory.vdis.get_mut(&vdi::Ref::new("a")).unwrap();
         other.other_config.insert(crate::marks::REPOSITORY.into(), "another".into());
