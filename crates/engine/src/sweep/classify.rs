@@ -357,9 +357,11 @@ mod tests {
         pool.disk("b", NEW, Role::Base, 200);
         assert_eq!(pool.steps(&Scope::Everything), ["a: remove", "b: keep"]);
         // Two in one second: which is the newer one is not known, so both stay until there is a newer one.
-        pool.disk("a", OLD, Role::Base, 200);
+        let older = pool.inventory.vdis.get_mut(&vdi::Ref::new("a")).unwrap();
+        older.snapshot_time = xenvault_xenapi::DateTime::from_unix_seconds(200);
         assert_eq!(pool.steps(&Scope::Everything), ["a: keep", "b: keep"]);
-        pool.disk("a", OLD, Role::Base, 100);
+        pool.inventory.vdis.get_mut(&vdi::Ref::new("a")).unwrap().snapshot_time =
+            xenvault_xenapi::DateTime::from_unix_seconds(100);
         // Of another repository it is the newest one.
         let other = pool.inventory.vdis.get_mut(&vdi::Ref::new("a")).unwrap();
         other.other_config.insert(crate::marks::REPOSITORY.into(), "another".into());
