@@ -6,7 +6,7 @@ use xenvault_tests::programs::{self, Finished};
 
 /// Both programs and their commands.
 const COMMANDS: [(&str, &[&str]); 2] = [
-    ("xenvault-datamover", &["init-repository", "pin", "backup", "sweep"]),
+    ("xenvault-datamover", &["init-repository", "pin", "backup", "check", "sweep"]),
     ("xenvault-restore", &["points", "show", "vm", "disk"]),
 ];
 

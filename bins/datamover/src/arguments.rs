@@ -30,6 +30,9 @@ pub enum Command {
     Pin(PinArguments),
     /// Backs up one VM
     Backup(BackupArguments),
+    /// Names everything that stands in the way of backups, with the remedy; changes nothing in the pool. Ends with code 6
+    /// if there is an error among the findings
+    Check(CheckArguments),
     /// Removes what dead runs of this installation left in the pool
     Sweep(SweepArguments),
 }
@@ -54,6 +57,17 @@ pub struct BackupArguments {
     /// NBD connections per disk
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16))]
     pub connections: usize,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CheckArguments {
+    #[command(flatten)]
+    pub pool: PoolArguments,
+    /// A VM to check, by UUID or by exact name; may be repeated. All VMs are checked if none is named
+    #[arg(long, value_name = "NAME_OR_UUID")]
+    pub vm: Vec<String>,
+    #[command(flatten)]
+    pub state: StateArguments,
 }
 
 #[derive(Debug, clap::Args)]

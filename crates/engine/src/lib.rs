@@ -8,6 +8,7 @@
 //! the current tokio runtime. If the runtime goes away first, the next run of the same installation, or a sweep, does it.
 
 mod backup;
+mod check;
 mod config;
 mod error;
 mod gaps;
@@ -35,6 +36,7 @@ pub use backup::{
     BackupReport, BackupRequest, DiskReport, Finding, FindingKind, Level, LevelRequest, SkippedDevice, Verification,
     VmSelector,
 };
+pub use check::{CheckFinding, CheckReport, CheckRequest, CheckedObject, Severity};
 pub use error::{EngineError, ErrorKind, Retry};
 pub use monitor::{Bottleneck, JobMonitor, NoMonitor, Progress, Stage, Warning};
 pub use options::{ClearText, EngineOptions, MAX_SAMPLE_BLOCKS};
@@ -121,6 +123,15 @@ impl Engine {
     /// Any of [`EngineError`]; what was made has been removed then.
     pub async fn restore(&self, request: RestoreRequest) -> Result<RestoreReport, EngineError> {
         Box::pin(restore::run(self, request)).await
+    }
+
+    /// Checks whether VMs of the pool can be backed up, and how well. Changes nothing in the pool.
+    ///
+    /// # Errors
+    /// [`EngineError::Pool`] if the pool can not be read; [`EngineError::UnknownVm`] and its like for a VM that is
+    /// named. What stands in the way of backups is no error, but a finding.
+    pub async fn check(&self, request: &CheckRequest) -> Result<CheckReport, EngineError> {
+        Box::pin(check::run(self, request)).await
     }
 
     /// Removes what dead runs of this installation left in the pool.

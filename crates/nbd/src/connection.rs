@@ -73,13 +73,16 @@ impl Connection {
     /// # Errors
     /// [`NbdError`] by the moment at which the peer fails.
     pub async fn open(endpoint: &Endpoint, timeouts: &Timeouts) -> Result<Self, NbdError> {
-        let address = endpoint.address;
-        let failed = |source| NbdError::Connect { address, source: Arc::new(source) };
-        let connect = async { TcpStream::connect(address).await.map_err(failed) };
-        let stream = handshake::within(timeouts.connect, Phase::Connect, address, connect).await?;
-        // Requests are small and wait for nothing.
-        stream.set_nodelay(true).map_err(failed)?;
-        Self::open_stream(stream, endpoint, timeouts).await
+        Self::open_stream(connect(endpoint, timeouts).await?, endpoint, timeouts).await
+    }
+
+    /// Finds out whether a host's NBD server can be reached and shows the certificate that it must: as
+    /// [`Connection::open`] up to the export, which is not opened, so that nothing happens on the host.
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub async fn probe(endpoint: &Endpoint, timeouts: &Timeouts) -> Result<(), NbdError> {
+        handshake::greet(connect(endpoint, timeouts).await?, endpoint, timeouts).await
     }
 
     /// As [`Connection::open`], over a stream that leads to the endpoint already.
@@ -163,6 +166,16 @@ impl Connection {
             Some(failure) => Err(failure.at(self.address, ByteRange::up_to(0), None)),
         }
     }
+}
+
+async fn connect(endpoint: &Endpoint, timeouts: &Timeouts) -> Result<TcpStream, NbdError> {
+    let address = endpoint.address;
+    let failed = |source| NbdError::Connect { address, source: Arc::new(source) };
+    let connect = async { TcpStream::connect(address).await.map_err(failed) };
+    let stream = handshake::within(timeouts.connect, Phase::Connect, address, connect).await?;
+    // Requests are small and wait for nothing.
+    stream.set_nodelay(true).map_err(failed)?;
+    Ok(stream)
 }
 
 impl Drop for Connection {

@@ -99,6 +99,23 @@ async fn negotiate<T: Transport + 'static>(mut stream: T, endpoint: &Endpoint) -
     Ok(Box::new(secured))
 }
 
+/// Greets, secures the connection, and takes leave without an export.
+pub(crate) async fn greet<T: Transport + 'static>(
+    stream: T,
+    endpoint: &Endpoint,
+    timeouts: &Timeouts,
+) -> Result<(), NbdError> {
+    let address = endpoint.address;
+    let negotiation = negotiate(stream, endpoint);
+    let mut transport = within(timeouts.handshake, Phase::Handshake, address, negotiation).await?;
+    let leave = async {
+        let closed = |_| NbdError::ClosedInOptions { address };
+        transport.write_all(&protocol::option(ClientOption::Abort, &[])).await.map_err(closed)?;
+        transport.flush().await.map_err(closed)
+    };
+    within(timeouts.handshake, Phase::Handshake, address, leave).await
+}
+
 /// Asks for the export and gives its size.
 async fn export(transport: &mut Box<dyn Transport>, address: SocketAddr, name: &ExportName) -> Result<u64, NbdError> {
     let name = name.reveal().as_bytes();

@@ -33,6 +33,7 @@ const REPLY_ACK: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClientOption {
     ExportName = 1,
+    Abort = 2,
     StartTls = 5,
 }
 

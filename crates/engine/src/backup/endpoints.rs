@@ -103,7 +103,7 @@ fn endpoints(infos: &[vdi_nbd_server_info::Record], access: Access) -> Result<Ve
     }
 }
 
-fn endpoint(info: &vdi_nbd_server_info::Record, access: Access) -> Result<Endpoint, BoxError> {
+pub(crate) fn endpoint(info: &vdi_nbd_server_info::Record, access: Access) -> Result<Endpoint, BoxError> {
     let ip: IpAddr = info.address.parse()?;
     let address = SocketAddr::new(ip, u16::try_from(info.port)?);
     let tls = match access {

@@ -2,16 +2,16 @@
 
 mod base;
 mod bases;
-mod endpoints;
+pub(crate) mod endpoints;
 mod evidence;
-mod finding;
+pub(crate) mod finding;
 mod finish;
 mod http_read;
-mod prerequisites;
+pub(crate) mod prerequisites;
 mod read;
 mod request;
 mod sample;
-mod select;
+pub(crate) mod select;
 mod snapshot;
 mod verify;
 

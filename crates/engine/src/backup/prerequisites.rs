@@ -35,7 +35,7 @@ pub(crate) struct LiveDisk {
     pub(crate) record: vdi::Record,
     pub(crate) sr: sr::Record,
     pub(crate) trackable: Trackable,
-    can_be_snapshotted: bool,
+    pub(crate) can_be_snapshotted: bool,
 }
 
 /// What a backup works on.
@@ -121,21 +121,9 @@ async fn disks(
     let mut srs: BTreeMap<sr::Ref, sr::Record> = BTreeMap::new();
     let (mut disks, mut skipped) = (Vec::new(), Vec::new());
     for vbd in vbds {
-        let skip = |reason: &str| SkippedDevice { device: vbd.userdevice.clone(), reason: reason.to_owned() };
-        match vbd.type_ {
-            vbd::Type::Disk if !vbd.empty && !vbd.vdi.is_null() => {}
-            vbd::Type::Disk => {
-                skipped.push(skip("disk device without a disk"));
-                continue;
-            }
-            vbd::Type::Cd => {
-                skipped.push(skip("CD drive"));
-                continue;
-            }
-            ref other => {
-                skipped.push(skip(&format!("{other} device")));
-                continue;
-            }
+        if let Some(device) = skipped_device(vbd) {
+            skipped.push(device);
+            continue;
         }
         let record = vdi::get_record(session, &vbd.vdi).await.doing("read a disk's record")?;
         if !srs.contains_key(&record.sr) {
@@ -143,15 +131,37 @@ async fn disks(
             srs.insert(record.sr.clone(), sr);
         }
         let Some(sr) = srs.get(&record.sr).cloned() else { continue };
-        let trackable = trackable(pool, managers.values(), &sr, &record);
-        // A type that is not listed, or a server that does not list features, is given a chance.
-        let manager = managers.values().find(|manager| manager.type_ == sr.type_ && !manager.features.is_empty());
-        let can_be_snapshotted =
-            !is_raw(&record) && manager.is_none_or(|manager| manager.features.contains_key("VDI_SNAPSHOT"));
-        let (device, reference) = (vbd.userdevice.clone(), vbd.vdi.clone());
-        disks.push(LiveDisk { device, reference, record, sr, trackable, can_be_snapshotted });
+        disks.push(live_disk(pool, &managers, vbd, record, sr));
     }
     Ok((disks, skipped))
+}
+
+/// What a backup leaves out, and why; `None` for a disk.
+pub(crate) fn skipped_device(vbd: &vbd::Record) -> Option<SkippedDevice> {
+    let reason = match vbd.type_ {
+        vbd::Type::Disk if !vbd.empty && !vbd.vdi.is_null() => return None,
+        vbd::Type::Disk => "disk device without a disk".to_owned(),
+        vbd::Type::Cd => "CD drive".to_owned(),
+        ref other => format!("{other} device"),
+    };
+    Some(SkippedDevice { device: vbd.userdevice.clone(), reason })
+}
+
+/// A disk with what its SR and the licence let be done with it.
+pub(crate) fn live_disk(
+    pool: &pool::Record,
+    managers: &BTreeMap<sm::Ref, sm::Record>,
+    vbd: &vbd::Record,
+    record: vdi::Record,
+    sr: sr::Record,
+) -> LiveDisk {
+    let trackable = trackable(pool, managers.values(), &sr, &record);
+    // A type that is not listed, or a server that does not list features, is given a chance.
+    let manager = managers.values().find(|manager| manager.type_ == sr.type_ && !manager.features.is_empty());
+    let can_be_snapshotted =
+        !is_raw(&record) && manager.is_none_or(|manager| manager.features.contains_key("VDI_SNAPSHOT"));
+    let (device, reference) = (vbd.userdevice.clone(), vbd.vdi.clone());
+    LiveDisk { device, reference, record, sr, trackable, can_be_snapshotted }
 }
 
 /// Capability of the licence, of the SR's type and of the disk itself (X09).
@@ -174,11 +184,11 @@ pub(crate) const SNAPSHOT_REMEDY: &str =
     "move raw disks to an SR with VHD disks (`xe vdi-copy`), or detach them from the VM";
 
 /// A volume without a VHD inside.
-fn is_raw(disk: &vdi::Record) -> bool {
+pub(crate) fn is_raw(disk: &vdi::Record) -> bool {
     disk.sm_config.get("type").is_some_and(|format| format == "raw")
 }
 
-fn unsupported(disk: &LiveDisk) -> Finding {
+pub(crate) fn unsupported(disk: &LiveDisk) -> Finding {
     Finding {
         kind: FindingKind::SnapshotUnsupported,
         text: format!("SR {:?} makes no snapshot of disk {}", disk.sr.name_label, disk.device),
@@ -233,8 +243,19 @@ async fn snapshot_allowed_now(session: &Session, reference: &vm::Ref) -> Result<
         other => other.doing("update the VM's allowed operations")?,
     }
     let record = vm::get_record(session, reference).await.doing("read the VM's record")?;
+    let busy =
+        !record.blocked_operations.contains_key(&vm::Operations::Snapshot) && !record.current_operations.is_empty();
+    Ok(match refusal(&record) {
+        None => Answer::Allowed,
+        Some(finding) if busy => Answer::Busy(finding),
+        Some(finding) => Answer::Refused(finding),
+    })
+}
+
+/// Why the VM allows no snapshot, by its record (X32).
+pub(crate) fn refusal(record: &vm::Record) -> Option<Finding> {
     if record.allowed_operations.contains(&vm::Operations::Snapshot) {
-        return Ok(Answer::Allowed);
+        return None;
     }
     let blocked = record.blocked_operations.get(&vm::Operations::Snapshot);
     let running: Vec<&str> = record.current_operations.values().map(vm::Operations::as_str).collect();
@@ -260,8 +281,7 @@ async fn snapshot_allowed_now(session: &Session, reference: &vm::Ref) -> Result<
             "wait for the end of that and try again".to_owned(),
         ),
     };
-    let finding = Finding { kind: FindingKind::SnapshotNotAllowed, text, remedy };
-    Ok(if blocked.is_none() && !running.is_empty() { Answer::Busy(finding) } else { Answer::Refused(finding) })
+    Some(Finding { kind: FindingKind::SnapshotNotAllowed, text, remedy })
 }
 
 async fn plugged(session: &Session, reference: &sr::Ref, record: &sr::Record) -> Result<(), EngineError> {
@@ -269,23 +289,26 @@ async fn plugged(session: &Session, reference: &sr::Ref, record: &sr::Record) ->
     if pbds.values().any(|pbd| pbd.sr == *reference && pbd.currently_attached) {
         return Ok(());
     }
-    let finding = Finding {
+    Err(EngineError::Prerequisite { finding: unplugged(record) })
+}
+
+pub(crate) fn unplugged(record: &sr::Record) -> Finding {
+    Finding {
         kind: FindingKind::SrUnplugged,
         text: format!("SR {:?} is not plugged on any host", record.name_label),
         remedy: format!("repair it with `xe pbd-plug`; `xe pbd-list sr-uuid={}` shows its PBDs", record.uuid),
-    };
-    Err(EngineError::Prerequisite { finding })
+    }
 }
 
 /// What the snapshot of one disk takes on its SR, in bytes: all of it where volumes are inflated (U05).
-fn snapshot_cost(disk: &LiveDisk) -> u64 {
+pub(crate) fn snapshot_cost(disk: &LiveDisk) -> u64 {
     let thick_type = matches!(disk.sr.type_.as_str(), "lvm" | "lvmoiscsi" | "lvmohba" | "lvmofcoe");
     let thin = disk.sr.sm_config.get("allocation").is_some_and(|value| value.contains("thin"));
     if thick_type && !thin { size(disk.record.virtual_size) } else { THIN_SNAPSHOT_BYTES }
 }
 
 /// Sizes are never negative; a record that says otherwise is not believed.
-fn size(bytes: i64) -> u64 {
+pub(crate) fn size(bytes: i64) -> u64 {
     u64::try_from(bytes).unwrap_or(0)
 }
 
@@ -294,22 +317,21 @@ async fn space(session: &Session, disks: &[LiveDisk]) -> Result<(), EngineError>
         let needed: u64 = disks.iter().filter(|disk| disk.record.sr == reference).map(snapshot_cost).sum();
         let total = size(sr::get_physical_size(session, &reference).await.doing("read an SR's size")?);
         let used = size(sr::get_physical_utilisation(session, &reference).await.doing("read an SR's use")?);
-        // An SR that does not know its size says 0 or -1.
-        if total == 0 || total.saturating_sub(used) >= needed {
-            continue;
+        if let Some(finding) = no_space(&record, needed, total, used) {
+            return Err(EngineError::Prerequisite { finding });
         }
-        let finding = Finding {
-            kind: FindingKind::SrSpace,
-            text: format!(
-                "SR {:?} has {} bytes free and the snapshot can take {needed}",
-                record.name_label,
-                total.saturating_sub(used)
-            ),
-            remedy: "free space on it (remove snapshots and let it coalesce, or move disks), or enlarge it".to_owned(),
-        };
-        return Err(EngineError::Prerequisite { finding });
     }
     Ok(())
+}
+
+/// Whether an SR has too little space for a snapshot; one that does not know its size says 0 or -1 and is believed.
+pub(crate) fn no_space(record: &sr::Record, needed: u64, total: u64, used: u64) -> Option<Finding> {
+    let free = total.saturating_sub(used);
+    (total > 0 && free < needed).then(|| Finding {
+        kind: FindingKind::SrSpace,
+        text: format!("SR {:?} has {free} bytes free and the snapshot can take {needed}", record.name_label),
+        remedy: "free space on it (remove snapshots and let it coalesce, or move disks), or enlarge it".to_owned(),
+    })
 }
 
 /// A purpose alone serves nobody: some host of each SR needs an address on such a network (X22).
@@ -327,39 +349,46 @@ async fn reachable(
         if !infos.is_empty() {
             continue;
         }
-        let served: Vec<_> = networks
-            .iter()
-            .filter(|(_, record)| {
-                record.purpose.contains(&network::Purpose::Nbd)
-                    || record.purpose.contains(&network::Purpose::InsecureNbd)
-            })
-            .collect();
         let pifs = pif::get_all_records(session).await.doing("list the PIFs")?;
-        let names: Vec<&str> = served.iter().map(|(_, record)| record.name_label.as_str()).collect();
-        let on_them = |record: &&pif::Record| served.iter().any(|(reference, _)| record.network == **reference);
-        let why = match pifs.values().filter(on_them).collect::<Vec<_>>().as_slice() {
-            [] => "no host has an interface on it",
-            list if list.iter().all(|record| !record.currently_attached) => "its interfaces are unplugged",
-            list if list.iter().all(|record| record.ip.is_empty() && record.ipv6.is_empty()) => {
-                "its interfaces have no IP address"
-            }
-            _ => "the hosts with an address on it do not have the SR plugged",
-        };
-        let finding = Finding {
-            kind: FindingKind::NbdNoAddress,
-            text: format!(
-                "network {} has an NBD purpose, but {why}, so disk {} on SR {:?} is not served",
-                names.join(", "),
-                disk.device,
-                disk.sr.name_label
-            ),
-            remedy: "give the hosts of that SR an IP address on the network (`xe pif-reconfigure-ip`), or set the \
-                     purpose on a network where they have one"
-                .to_owned(),
-        };
-        return Err(EngineError::Prerequisite { finding });
+        return Err(EngineError::Prerequisite { finding: no_address(disk, networks, &pifs) });
     }
     Ok(())
+}
+
+/// Why a disk has no address although a network has the purpose.
+pub(crate) fn no_address(
+    disk: &LiveDisk,
+    networks: &BTreeMap<network::Ref, network::Record>,
+    pifs: &BTreeMap<pif::Ref, pif::Record>,
+) -> Finding {
+    let served: Vec<_> = networks
+        .iter()
+        .filter(|(_, record)| {
+            record.purpose.contains(&network::Purpose::Nbd) || record.purpose.contains(&network::Purpose::InsecureNbd)
+        })
+        .collect();
+    let names: Vec<&str> = served.iter().map(|(_, record)| record.name_label.as_str()).collect();
+    let on_them = |record: &&pif::Record| served.iter().any(|(reference, _)| record.network == **reference);
+    let why = match pifs.values().filter(on_them).collect::<Vec<_>>().as_slice() {
+        [] => "no host has an interface on it",
+        list if list.iter().all(|record| !record.currently_attached) => "its interfaces are unplugged",
+        list if list.iter().all(|record| record.ip.is_empty() && record.ipv6.is_empty()) => {
+            "its interfaces have no IP address"
+        }
+        _ => "the hosts with an address on it do not have the SR plugged",
+    };
+    Finding {
+        kind: FindingKind::NbdNoAddress,
+        text: format!(
+            "network {} has an NBD purpose, but {why}, so disk {} on SR {:?} is not served",
+            names.join(", "),
+            disk.device,
+            disk.sr.name_label
+        ),
+        remedy: "give the hosts of that SR an IP address on the network (`xe pif-reconfigure-ip`), or set the \
+                     purpose on a network where they have one"
+            .to_owned(),
+    }
 }
 
 /// Findings that do not stop a backup.

@@ -38,7 +38,7 @@ fn checked(found: (vm::Ref, vm::Record)) -> Result<(vm::Ref, vm::Record), Engine
     }
 }
 
-fn refusal(record: &vm::Record) -> Option<&'static str> {
+pub(crate) fn refusal(record: &vm::Record) -> Option<&'static str> {
     if record.is_control_domain {
         Some("a control domain")
     } else if record.is_a_snapshot {

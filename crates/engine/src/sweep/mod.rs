@@ -81,6 +81,12 @@ pub(crate) async fn run(engine: &Engine, options: SweepOptions) -> Result<SweepR
     Ok(report)
 }
 
+/// What a sweep would remove; touches nothing and shows it to nobody.
+pub(crate) async fn plan(engine: &Engine) -> Result<SweepPlan, EngineError> {
+    let (_, steps) = prepare(engine, &Scope::Everything).await?;
+    Ok(classify::plan(&steps))
+}
+
 /// Removes what dead runs left of one VM, since its next run is about to begin.
 pub(crate) async fn clean_vm(engine: &Engine, vm: &str) -> Result<(), EngineError> {
     let (mut executor, steps) = prepare(engine, &Scope::Vm(vm.to_owned())).await?;

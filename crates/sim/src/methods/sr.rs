@@ -20,6 +20,7 @@ pub(crate) fn features(kind: SrKind) -> Vec<&'static str> {
         "VDI_DETACH",
         "VDI_GENERATE_CONFIG",
         "VDI_MIRROR",
+        "VDI_RESET_ON_BOOT",
         "VDI_RESIZE",
         "VDI_SNAPSHOT",
         "VDI_CONFIG_CBT",

@@ -279,7 +279,9 @@ fn driver(db: &mut Database, kind: &str, features: Vec<&'static str>) {
     if !db.refs_where("SM", "type", kind).is_empty() {
         return;
     }
-    let numbered = features.iter().map(|feature| ((*feature).to_owned(), Value::Int(1))).collect();
+    // Real drivers declare `VDI_RESET_ON_BOOT/2`, and every other feature in its first version.
+    let version = |feature: &str| if feature == "VDI_RESET_ON_BOOT" { 2 } else { 1 };
+    let numbered = features.iter().map(|feature| ((*feature).to_owned(), Value::Int(version(feature)))).collect();
     db.create(
         "SM",
         vec![
