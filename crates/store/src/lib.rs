@@ -20,6 +20,7 @@ mod cache;
 mod counters;
 mod disk;
 mod error;
+mod frames;
 mod index;
 mod leaf;
 mod map;
