@@ -29,7 +29,7 @@ pub struct WriterOptions {
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        Self { threads: 0, memory_bytes: 16 * 1024 * 1024, compression_level: 1, frame_bytes: 1024 * 1024 }
+        Self { threads: 0, memory_bytes: 16 * 1024 * 1024, compression_level: 1, frame_bytes: 256 * 1024 }
     }
 }
 

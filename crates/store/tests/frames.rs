@@ -26,7 +26,7 @@ fn almost_twice() -> Vec<u8> {
 async fn what_chunks_near_each_other_have_in_common_is_stored_once() {
     let content = almost_twice();
     let mut stored = Vec::new();
-    for frame_bytes in [0, WriterOptions::default().frame_bytes] {
+    for frame_bytes in [0, 1 << 20] {
         let folder = tempfile::tempdir().unwrap();
         let repository = new_repository(folder.path()).await;
         let options = WriterOptions { frame_bytes, ..Default::default() };
