@@ -76,6 +76,16 @@ pub enum EngineError {
         /// Disks of its snapshot.
         snapshot: usize,
     },
+    /// Several snapshots bear the name of one attempt.
+    #[error(
+        "{count} snapshots have the name {name:?}, which one of them is complete is not known: all are removed, try again"
+    )]
+    SeveralSnapshots {
+        /// The name.
+        name: String,
+        /// How many.
+        count: usize,
+    },
     /// A call to the pool failed.
     #[error("the pool failed to {action}")]
     Pool {
@@ -262,7 +272,9 @@ impl EngineError {
                 xenvault_nbd::Retry::Never => Retry::Never,
                 _ => Retry::Later,
             },
-            Self::Busy { .. } | Self::DiskCount { .. } | Self::Internal { .. } => Retry::Later,
+            Self::Busy { .. } | Self::DiskCount { .. } | Self::SeveralSnapshots { .. } | Self::Internal { .. } => {
+                Retry::Later
+            }
             Self::Repository { .. } | Self::SrFull { .. } | Self::NoHost { .. } => Retry::Later,
             _ => Retry::Never,
         }
@@ -284,6 +296,7 @@ impl EngineError {
             Self::Pool { .. }
             | Self::SrFull { .. }
             | Self::DiskCount { .. }
+            | Self::SeveralSnapshots { .. }
             | Self::Read { .. }
             | Self::SizeDiffers { .. }
             | Self::NoHost { .. }

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use xenvault_xenapi::{
-    CancellationToken, ErrorCode, FailureClass, Session, XenApiError, pool, sr, task, tasks, vbd, vdi, vm,
+    CancellationToken, ErrorCode, FailureClass, Session, XenApiError, host, host_metrics, pool, sr, task, tasks, vbd,
+    vdi, vm,
 };
 
 use crate::state::{Entry, Journal, Made};
@@ -87,8 +88,17 @@ pub(crate) async fn the_pool(session: &Session) -> Result<pool::Record, EngineEr
 
 /// Server time, seconds since 1970: ages and deadlines on objects of the pool are measured with its own clock.
 pub(crate) async fn server_time(session: &Session, pool: &pool::Record) -> Result<u64, EngineError> {
-    let time = xenvault_xenapi::host::get_servertime(session, &pool.master).await.doing("tell the time")?;
+    let time = host::get_servertime(session, &pool.master).await.doing("tell the time")?;
     Ok(u64::try_from(time.unix_seconds()).unwrap_or(0))
+}
+
+/// Whether a host lives by the pool's records. One that can not be looked at is not taken for dead.
+pub(crate) async fn is_live(session: &Session, host: &host::Ref) -> bool {
+    let live = async {
+        let metrics = host::get_metrics(session, host).await?;
+        Ok::<_, XenApiError>(host_metrics::get_record(session, &metrics).await?.live)
+    };
+    live.await.unwrap_or(true)
 }
 
 /// Awaits a task that a journal knows about from its first moment, so that a crash leaves no unknown task behind.
@@ -99,6 +109,18 @@ pub(crate) async fn await_task<T: tasks::FromTaskResult>(
     operation: &str,
     started: Result<task::Ref, XenApiError>,
 ) -> Result<T, XenApiError> {
+    await_task_on(session, journal, options, operation, Vec::new(), started).await
+}
+
+/// As [`await_task`], for work that ends in nothing if one of these hosts dies (X06).
+pub(crate) async fn await_task_on<T: tasks::FromTaskResult>(
+    session: &Session,
+    journal: &Journal,
+    options: &EngineOptions,
+    operation: &str,
+    hosts: Vec<host::Ref>,
+    started: Result<task::Ref, XenApiError>,
+) -> Result<T, XenApiError> {
     let task = started?;
     let id = task.as_str().to_owned();
     // A journal that can not be written any more is noticed at the next intent; the task is destroyed here anyway.
@@ -106,12 +128,36 @@ pub(crate) async fn await_task<T: tasks::FromTaskResult>(
     let wait = tasks::WaitOptions {
         progress_deadline: options.task_progress_deadline,
         poll: TASK_POLL,
+        hosts,
         ..tasks::WaitOptions::of(operation)
     };
     // Dropping the future cancels the task, so that no token is needed.
     let result = tasks::wait::<T>(session, task, wait, &CancellationToken::new()).await;
     let _ = journal.write(&Entry::Removed { what: Made::Task, id });
     result
+}
+
+/// So often something is done whose answer was lost.
+const LOST_ATTEMPTS: u32 = 4;
+
+/// Does what is harmless to do twice, again while its answer is lost: a coordinator that moved, a toolstack that was
+/// restarted, a host that died under a task. Each attempt waits for the pool to come back by itself.
+pub(crate) async fn until_answered<T, F, Fut>(mut act: F) -> Result<T, XenApiError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, XenApiError>>,
+{
+    let mut attempt = 1;
+    loop {
+        match act().await {
+            Err(error) if error.is_lost_answer() && attempt < LOST_ATTEMPTS => {
+                tracing::info!(%error, attempt, "the answer was lost; the call is made again");
+            }
+            other => return other,
+        }
+        tokio::time::sleep(Duration::from_millis(250 << attempt)).await;
+        attempt += 1;
+    }
 }
 
 /// Waits until no control domain has the disk attached: the host removes its VBD some time after NBD was closed (U07).

@@ -189,6 +189,18 @@ pub enum XenApiError {
         /// For how long nothing changed.
         waited: Duration,
     },
+    /// A host that the task needed died, or its toolstack started anew: the task would have stayed pending for ever and was
+    /// given up. Whether its work was done is not known.
+    #[error(
+        "{operation}: host {host} died or its toolstack was restarted while the task was running, so the task was given up; \
+         look at the object to learn what happened"
+    )]
+    TaskHostGone {
+        /// What the task was for.
+        operation: String,
+        /// Name of the host, or its reference.
+        host: String,
+    },
     /// The caller cancelled.
     #[error("{operation}: cancelled")]
     Cancelled {
@@ -359,6 +371,7 @@ impl XenApiError {
             | Self::TooSlow { .. }
             | Self::TaskVanished { .. }
             | Self::TaskStalled { .. }
+            | Self::TaskHostGone { .. }
             | Self::Tls { .. } => Retry::Later,
             Self::Status { status, .. } if *status >= 500 => Retry::Later,
             _ => Retry::Never,
@@ -402,6 +415,13 @@ impl XenApiError {
     /// Whether the host was out of reach or silent: another host, or the same one later, may answer.
     pub fn is_silence(&self) -> bool {
         matches!(self, Self::Connection { .. } | Self::Timeout { .. } | Self::TooSlow { .. })
+    }
+
+    /// Whether the answer was lost: nobody knows whether the pool did what it was asked for, and the object itself has to
+    /// be looked at, or the work done again where that is harmless.
+    pub fn is_lost_answer(&self) -> bool {
+        self.is_silence()
+            || matches!(self, Self::SessionInvalid { .. } | Self::TaskVanished { .. } | Self::TaskHostGone { .. })
     }
 
     pub(crate) fn decode(operation: &str, source: DecodeError) -> Self {

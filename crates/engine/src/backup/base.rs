@@ -13,7 +13,9 @@ use super::evidence::{Concerned, Notice, Seen, WINDOW_SECONDS, alarming, run_end
 use super::request::{BackupRequest, LevelRequest};
 use super::snapshot::Shot;
 use crate::EngineError;
-use crate::pool::{Doing as _, DoingInRepository as _, await_task, code, is_gone, is_unsupported, server_time};
+use crate::pool::{
+    Doing as _, DoingInRepository as _, await_task, code, is_gone, is_unsupported, server_time, until_answered,
+};
 use crate::run::Run;
 
 /// Names of the facts that a point keeps with each disk for the next choice of a base.
@@ -384,16 +386,19 @@ async fn changes(
     shot: &Shot,
 ) -> Result<Result<ChangedBlocks, FullReason>, EngineError> {
     let session = run.session();
-    let started = vdi::list_changed_blocks_async(session, base, &shot.reference).await;
-    let options = run.engine.options();
-    let text = match await_task::<String>(session, run.journal()?, options, "VDI.list_changed_blocks", started).await {
+    let (options, journal) = (run.engine.options(), run.journal()?);
+    let listed = until_answered(|| async {
+        let started = vdi::list_changed_blocks_async(session, base, &shot.reference).await;
+        await_task::<String>(session, journal, options, "VDI.list_changed_blocks", started).await
+    });
+    let text = match listed.await {
         Ok(text) => text,
         Err(error) => {
             let Some(code) = code(&error) else {
                 return match error {
-                    XenApiError::TaskVanished { .. } | XenApiError::TaskStalled { .. } => {
-                        Ok(Err(FullReason::ListingFailed))
-                    }
+                    XenApiError::TaskVanished { .. }
+                    | XenApiError::TaskStalled { .. }
+                    | XenApiError::TaskHostGone { .. } => Ok(Err(FullReason::ListingFailed)),
                     other => Err(other).doing("list the changed blocks"),
                 };
             };

@@ -23,7 +23,7 @@ use crate::EngineError;
 use crate::gaps::join_gaps;
 use crate::monitor::Stage;
 use crate::options::MAX_SAMPLE_BLOCKS;
-use crate::pool::{Doing as _, DoingInRepository as _, keeps_vhds};
+use crate::pool::{Doing as _, DoingInRepository as _, is_live, keeps_vhds};
 use crate::run::Run;
 
 /// How long the head of an export may take (the host can be scanning a raw disk).
@@ -222,11 +222,19 @@ impl Job<'_> {
         http_read::begin(self.run.session(), &host, &self.shot.reference, self.size()).await
     }
 
-    /// A host that has the disk's SR.
+    /// A host that has the disk's SR, one that lives if there is any.
     async fn host(&self) -> Result<Option<host::Ref>, EngineError> {
-        let pbds = pbd::get_all_records(self.run.session()).await.doing("list the PBDs")?;
+        let session = self.run.session();
+        let pbds = pbd::get_all_records(session).await.doing("list the PBDs")?;
         let sr = &self.shot.record.sr;
-        Ok(pbds.into_values().find(|pbd| pbd.sr == *sr && pbd.currently_attached).map(|pbd| pbd.host))
+        let mut dead = None;
+        for pbd in pbds.into_values().filter(|pbd| pbd.sr == *sr && pbd.currently_attached) {
+            match is_live(session, &pbd.host).await {
+                true => return Ok(Some(pbd.host)),
+                false => dead = Some(pbd.host),
+            }
+        }
+        Ok(dead)
     }
 
     fn report(&self, pass: &Pass, line: &Line<'_, '_>) -> DiskReport {

@@ -156,8 +156,9 @@ fn end_sessions(core: &Core) {
     core.registrations.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
-/// What a toolstack that starts finds and clears: tasks that had not ended go (all of them on the coordinator, its
-/// own on a member) with their marks on objects, and on the coordinator sessions and the list of deletions.
+/// What a toolstack that starts finds and clears. The coordinator's database does not keep tasks, sessions and the list
+/// of deletions over a restart: every task is gone, ended or not, with its marks on objects. A member's toolstack clears
+/// its own tasks that had not ended.
 pub(crate) fn end_toolstack_work(core: &Core, index: usize) {
     let coordinator = core.coordinator() == index;
     if coordinator {
@@ -167,7 +168,7 @@ pub(crate) fn end_toolstack_work(core: &Core, index: usize) {
     let mut db = core.db();
     for task in db.refs("task") {
         let pending = matches!(db.text("task", &task, "status").as_str(), "pending" | "cancelling");
-        if !pending || !(coordinator || db.text("task", &task, "resident_on") == host) {
+        if !(coordinator || pending && db.text("task", &task, "resident_on") == host) {
             continue;
         }
         for class in ["VM", "VBD", "VIF", "VDI", "SR", "host"] {
