@@ -179,6 +179,31 @@ fn x32_a_snapshot_that_the_vm_forbids_is_found_with_the_command_that_lifts_it() 
 }
 
 #[test]
+fn x32_a_usb_device_that_is_passed_through_is_found_with_the_commands_that_take_it_away() {
+    let bench = Bench::without_repository(common::one_vm());
+    let device = call(&bench, "VUSB.create", &[vm(&bench, "web"), json!("OpaqueRef:of-a-usb-group"), json!({})]);
+    let finished = check(&bench, &["--vm", "web"]);
+    assert_eq!(finished.code, Some(6), "{finished:?}");
+    let uuid = bench.pool.vm("web").unwrap().uuid;
+    let command = format!("`xe vusb-list vm-uuid={uuid}`, then `xe vusb-unplug` and `xe vusb-destroy`");
+    assert_found(&finished.json().unwrap(), "error", "snapshot-not-allowed", &uuid, &command);
+    call(&bench, "VUSB.destroy", &[device]);
+    assert_eq!(check(&bench, &["--vm", "web"]).code, Some(0));
+}
+
+#[test]
+fn a_server_without_nbd_is_a_warning_and_its_backup_works() {
+    let bench = Bench::start(SimOptions { older_server: true, nbd: NbdAccess::Off, ..common::one_vm() });
+    let finished = check(&bench, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let report = finished.json().unwrap();
+    let pool = bench.pool.records("pool").values().next().unwrap()["uuid"].as_str().unwrap().to_owned();
+    assert_found(&report, "warning", "nbd-unsupported", &pool, "upgrade all hosts");
+    let warned = bench.backup("web");
+    assert!(warned["disks"][0]["sample_bytes"].as_u64().unwrap() > 0, "{warned:#}");
+}
+
+#[test]
 fn a_good_pool_has_no_findings_and_its_hosts_were_really_connected_to() {
     let bench = Bench::without_repository(SimOptions { hosts: 2, ..common::one_vm() });
     let finished = check(&bench, &[]);

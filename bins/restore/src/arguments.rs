@@ -21,12 +21,24 @@ pub struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Lists the restore points
+    #[command(
+        after_help = "Example:\n    xenvault-restore points --repository /backup --passphrase-file ./passphrase --vm web\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Points(PointsArguments),
     /// Shows one point: its disks, what was read and why
+    #[command(
+        after_help = "Example:\n    xenvault-restore show POINT --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Show(ShowArguments),
     /// Restores a point as a new VM
+    #[command(
+        after_help = "Example:\n    xenvault-restore vm POINT --repository /backup --passphrase-file ./passphrase --pool https://192.0.2.1 --fingerprint SHA256 --password-file ./password --name restored\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Vm(Box<VmArguments>),
     /// Writes one disk of a point to a raw, sparse file
+    #[command(
+        after_help = "Example:\n    xenvault-restore disk POINT 0 --repository /backup --passphrase-file ./passphrase --to web.raw\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Disk(DiskArguments),
 }
 

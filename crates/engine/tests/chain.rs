@@ -380,3 +380,32 @@ async fn x32_a_blocked_snapshot_is_a_finding_and_the_block_stays_as_it_was() {
     assert_eq!(lab.calls("VM.snapshot"), 0);
     lab.assert_clean(0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x21_a_broken_chain_is_given_up_only_where_nobody_else_tracks_the_disk() {
+    for shared in [true, false] {
+        let lab = Lab::small().await;
+        lab.incremental().await;
+        if shared {
+            let disk = lab.reference("VDI", &lab.disk()).await;
+            let theirs = lab.call("VDI.snapshot", &[disk, json!({})]).await;
+            lab.call("VDI.data_destroy", &[theirs]).await;
+        }
+        let unrelated = error("SR_BACKEND_FAILURE_460", &["", "ordered", ""]);
+        lab.sim.fault(Fault::always("VDI.list_changed_blocks", unrelated));
+        let mut report = lab.incremental().await;
+        for round in 0..2 {
+            lab.write(MIB * round, &noise(round, 100_000));
+            report = lab.incremental().await;
+            lab.assert_equals_guest(&report, "vm-1").await;
+        }
+        let warned = |code: &str| report.warnings.iter().any(|warning| warning.code == code);
+        let tracked = lab.sim.record("VDI", &lab.disk()).unwrap()["cbt_enabled"] == true;
+        if shared {
+            assert_eq!((tracked, lab.calls("VDI.disable_cbt")), (true, 0));
+            assert!(warned("chain-unrelated"), "{:?}", report.warnings);
+        } else {
+            assert!(lab.calls("VDI.disable_cbt") >= 1);
+        }
+    }
+}

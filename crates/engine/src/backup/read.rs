@@ -421,9 +421,11 @@ impl Line<'_, '_> {
         let field = Field { virtual_size: job.size(), read: &pass.extents, known_data: places };
         let mut dice = Dice::seeded_by(&[job.run.id(), job.device(), "sample"]);
         let sample = choose(&field, count, &mut dice);
-        // Without random reads a sample would cost the whole disk again.
-        if sample.is_empty() || job.access == Access::Http {
+        if sample.is_empty() {
             return Ok(None);
+        }
+        if job.access == Access::Http {
+            return self.differing_over_http(passed, count, &mut dice).await;
         }
         job.run.meter.stage(&Stage::Verify { device: job.device().to_owned() });
         job.writer.flush().await.doing("complete its packs")?;
@@ -439,6 +441,30 @@ impl Line<'_, '_> {
             }
         }
         Ok(None)
+    }
+
+    /// The same where there are no random reads: the begin of the disk, and what the SR calls empty.
+    async fn differing_over_http(
+        &mut self,
+        passed: &Passed,
+        count: usize,
+        dice: &mut Dice,
+    ) -> Result<Option<ByteRange>, EngineError> {
+        let job = self.job;
+        job.run.meter.stage(&Stage::Verify { device: job.device().to_owned() });
+        job.writer.flush().await.doing("complete its packs")?;
+        let reader = job.repository.disk(&passed.result.map);
+        let mut checks = Vec::new();
+        if let Allocation::Known(allocated) = job.allocation().await {
+            checks.push(http_read::compare_empty(&allocated, &reader, count, dice).await?);
+        }
+        let begin = u64::try_from(count).unwrap_or(0).saturating_mul(CBT_BLOCK_BYTES);
+        checks.push(http_read::compare_begin(job.begin_http().await?, &reader, begin).await?);
+        for check in &checks {
+            self.sample_bytes += check.bytes;
+            job.run.meter.sampled(check.bytes);
+        }
+        Ok(checks.into_iter().find_map(|check| check.differs))
     }
 
     /// Closes the connections properly; the hosts detach the disk then. Failing that they do it by themselves, later.

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use super::{
     Call, event, generic, host, host_life, message, network, pool, session, sr, task, vbd, vdi, vdi_cbt, vdi_copy, vif,
-    vm, vm_power, vm_revert, vm_set,
+    vm, vm_power, vm_revert, vm_set, vusb,
 };
 use crate::FaultEffect;
 use crate::core::Core;
@@ -327,6 +327,9 @@ const SPECIAL: &[&str] = &[
     "SR.get_supported_types",
     "PBD.plug",
     "PBD.unplug",
+    "VUSB.create",
+    "VUSB.destroy",
+    "VUSB.unplug",
 ];
 
 /// Does a checked call.
@@ -345,6 +348,7 @@ pub(crate) fn run(call: Call) -> BoxFuture<'static, Outcome> {
             "network" => network::call(&call, simple),
             "SR" | "PBD" => sr::call(&call, class, simple).await,
             "VIF" => vif::call(&call, simple).await,
+            "VUSB" => vusb::call(&call, simple),
             "VBD" => vbd::call(&call, simple).await,
             "VDI" => match simple {
                 "enable_cbt" | "disable_cbt" | "data_destroy" | "list_changed_blocks" | "get_nbd_info" => {

@@ -28,6 +28,7 @@ mod vm_clone;
 mod vm_power;
 mod vm_revert;
 mod vm_set;
+mod vusb;
 
 pub(crate) use call::Call;
 pub(crate) use dispatch::{Reply, dispatch};

@@ -144,6 +144,9 @@ async fn destroy(call: &Call) -> Outcome {
     for vtpm in db.set_of("VM", vm, "VTPMs") {
         db.destroy("VTPM", &vtpm);
     }
+    for vusb in db.set_of("VM", vm, "VUSBs") {
+        db.destroy("VUSB", &vusb);
+    }
     for (class, field) in [("VM_metrics", "metrics"), ("VM_guest_metrics", "guest_metrics")] {
         let reference = db.text("VM", vm, field);
         if reference != NULL {

@@ -129,6 +129,11 @@ pub(crate) fn check(db: &Database, vm: &str, operation: &str) -> Outcome<()> {
             return Err(Failure::bare("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION"));
         }
     }
+    if matches!(operation, "suspend" | "snapshot" | "checkpoint" | "migrate_send" | "pool_migrate")
+        && !db.set_of("VM", vm, "VUSBs").is_empty()
+    {
+        return Err(Failure::new("VM_HAS_VUSBS", [vm]));
+    }
     if operation == "create_vtpm" && !db.set_of("VM", vm, "VTPMs").is_empty() {
         let count = db.set_of("VM", vm, "VTPMs").len().to_string();
         return Err(Failure::new("VTPM_MAX_AMOUNT_REACHED", [count]));

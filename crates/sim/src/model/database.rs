@@ -27,6 +27,7 @@ const RELATIONS: &[(&str, &str, &str, &str)] = &[
     ("VM", "resident_on", "host", "resident_VMs"),
     ("console", "VM", "VM", "consoles"),
     ("VTPM", "VM", "VM", "VTPMs"),
+    ("VUSB", "VM", "VM", "VUSBs"),
     ("task", "subtask_of", "task", "subtasks"),
     ("Certificate", "host", "host", "certificates"),
 ];

@@ -318,6 +318,12 @@ impl SimPool {
         self.inner.core.counters.snapshot(&self.inner.core.nbd_counters)
     }
 
+    /// The names of the calls and transfers that came, in their order: those of [`Counters::calls`], the first 10,000
+    /// of the pool's life.
+    pub fn call_sequence(&self) -> Vec<String> {
+        self.inner.core.counters.sequence()
+    }
+
     /// The disks and SRs behind the pool, for filling an SR and the like.
     pub fn storage(&self) -> Storage {
         self.inner.core.storage.clone()
