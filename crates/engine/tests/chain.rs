@@ -166,7 +166,7 @@ async fn x12_a_listing_that_fails_means_reading_everything() {
     for (code, reason) in [
         ("SR_BACKEND_FAILURE_460", "unrelated"),
         ("SR_BACKEND_FAILURE_459", "bitmap-invalid"),
-        ("VDI_IN_USE", "listing-failed"),
+        ("INTERNAL_ERROR", "listing-failed"),
     ] {
         lab.write(2 * MIB, &noise(1, 100_000));
         lab.sim.fault(Fault::once("VDI.list_changed_blocks", error(code, &["", "text", ""])));

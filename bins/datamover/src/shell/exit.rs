@@ -132,6 +132,7 @@ impl Exit {
             EngineError::SrFull { .. } | EngineError::NoDisks { .. } => Some(Self::Prerequisite),
             EngineError::NoNbdAddress { .. } => Some(Self::Prerequisite),
             EngineError::DiskCount { .. } | EngineError::NoHost { .. } => Some(Self::Later),
+            EngineError::SnapshotUnderWay { .. } | EngineError::HostDown { .. } => Some(Self::Later),
             EngineError::Read { .. } if error.retry() == Retry::Later => Some(Self::Later),
             EngineError::Configuration { .. } => Some(Self::Damaged),
             EngineError::Pool { .. } | EngineError::Repository { .. } => None,
@@ -171,7 +172,7 @@ impl Exit {
             | XenApiError::WrongPool { .. } => Self::Trust,
             XenApiError::Url { .. } | XenApiError::Trust { .. } => Self::Usage,
             XenApiError::NotSupported(_) => Self::Prerequisite,
-            _ if error.retry() == Retry::Later => Self::Later,
+            _ if error.retry() != Retry::Never => Self::Later,
             _ => Self::Failed,
         }
     }
