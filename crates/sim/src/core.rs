@@ -134,6 +134,10 @@ pub(crate) struct Core {
     vtpms: Mutex<HashMap<String, String>>,
     /// What stood in the pool when it had started.
     pub(crate) baseline: OnceLock<HashSet<(String, String)>>,
+    /// Storage migrations in progress by host.
+    pub(crate) storage_migrations: Mutex<HashMap<String, usize>>,
+    /// Storage migrations wait before they switch a VM over.
+    pub(crate) migrations_held: watch::Sender<bool>,
     /// Ends everything.
     pub(crate) end: CancellationToken,
 }
@@ -191,6 +195,8 @@ impl Core {
             cancels: Mutex::default(),
             vtpms: Mutex::default(),
             baseline: OnceLock::new(),
+            storage_migrations: Mutex::default(),
+            migrations_held: watch::Sender::new(false),
             end: CancellationToken::new(),
         })
     }

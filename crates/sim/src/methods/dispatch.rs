@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use super::{
     Call, event, generic, host, host_life, message, network, pool, session, sr, task, vbd, vdi, vdi_cbt, vdi_copy, vif,
-    vm, vm_power, vm_revert, vm_set,
+    vm, vm_migrate, vm_power, vm_revert, vm_set,
 };
 use crate::FaultEffect;
 use crate::core::Core;
@@ -213,6 +213,7 @@ const SPECIAL: &[&str] = &[
     "message.get",
     "message.get_since",
     "pool.set_default_SR",
+    "host.migrate_receive",
     "host.get_servertime",
     "host.get_server_localtime",
     "host.get_server_certificate",
@@ -236,6 +237,8 @@ const SPECIAL: &[&str] = &[
     "VM.clean_reboot",
     "VM.hard_reboot",
     "VM.pool_migrate",
+    "VM.migrate_send",
+    "VM.assert_can_migrate",
     "VM.power_state_reset",
     "VM.pause",
     "VM.unpause",
@@ -280,6 +283,7 @@ const SPECIAL: &[&str] = &[
     "VDI.snapshot",
     "VDI.clone",
     "VDI.copy",
+    "VDI.pool_migrate",
     "VDI.resize",
     "VDI.resize_online",
     "VDI.enable_cbt",
@@ -351,12 +355,16 @@ pub(crate) fn run(call: Call) -> BoxFuture<'static, Outcome> {
                     vdi_cbt::call(&call, simple).await
                 }
                 "copy" => Some(vdi_copy::copy(&call).await),
+                "pool_migrate" => Some(vm_migrate::pool_migrate(&call).await),
                 _ => vdi::call(&call, simple).await,
             },
             "VM" => match vm_set::call(&call, simple) {
                 Some(outcome) => Some(outcome),
                 None => match vm_power::call(&call, simple).await {
                     Some(outcome) => Some(outcome),
+                    None if matches!(simple, "migrate_send" | "assert_can_migrate") => {
+                        vm_migrate::call(&call, simple).await
+                    }
                     None if simple == "revert" => Some(vm_revert::revert(&call).await),
                     None => vm::call(&call, simple).await,
                 },

@@ -25,6 +25,8 @@ mod vif;
 mod vm;
 mod vm_checks;
 mod vm_clone;
+mod vm_migrate;
+mod vm_move;
 mod vm_power;
 mod vm_revert;
 mod vm_set;

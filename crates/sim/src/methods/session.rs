@@ -44,6 +44,21 @@ pub(crate) fn open(core: &Arc<Core>, host: &str, user: &str, originator: &str) -
     )
 }
 
+/// Makes a session with the rights of another one, for a host.
+pub(super) fn open_like(core: &Arc<Core>, host: &str, session: &str) -> String {
+    let mut db = core.db();
+    let copied = ["is_local_superuser", "subject", "auth_user_sid", "auth_user_name", "rbac_permissions"];
+    let mut fields: Vec<(&str, Value)> =
+        copied.iter().filter_map(|name| Some((*name, db.get("session", session, name).ok()?.clone()))).collect();
+    fields.extend([
+        ("this_host", host.into()),
+        ("last_active", Value::Date(now())),
+        ("validation_time", Value::Date(now())),
+        ("parent", session.into()),
+    ]);
+    db.create("session", fields)
+}
+
 pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
     let core = &call.core;
     Some(match simple {

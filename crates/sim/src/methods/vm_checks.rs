@@ -90,6 +90,7 @@ fn concurrent(operation: &str, current: &[String]) -> bool {
         |group: &[&str]| group.contains(&operation) && current.iter().all(|running| group.contains(&running.as_str()));
     together(&["clone", "copy", "export"])
         || together(&["snapshot", "checkpoint"])
+        || (current == ["migrate_send"] && matches!(operation, "metadata_export" | "clean_shutdown" | "clean_reboot"))
         || (operation == "hard_shutdown" && !current.iter().any(|running| running == "hard_shutdown"))
         || (operation == "hard_reboot"
             && !current.iter().any(|running| matches!(running.as_str(), "hard_shutdown" | "hard_reboot")))

@@ -206,9 +206,13 @@ async fn migrate(call: &Call) -> Outcome {
     let mut db = core.db();
     let source = db.text("VM", vm, "resident_on");
     db.set("VM", vm, "resident_on", host);
-    let of = |host: &str| (db.text("host", host, "name_label"), db.text("host", host, "uuid"));
-    let ((from, from_uuid), (to, to_uuid)) = (of(&source), of(host));
-    let what = format!("migrated from host '{from}' (uuid: {from_uuid}) to host '{to}' (uuid: {to_uuid})");
-    say(&mut db, vm, "VM_MIGRATED", &what);
+    say_migrated(&mut db, vm, &source, host);
     Ok(Value::void())
+}
+
+pub(super) fn say_migrated(db: &mut Database, vm: &str, source: &str, host: &str) {
+    let of = |host: &str| (db.text("host", host, "name_label"), db.text("host", host, "uuid"));
+    let ((from, from_uuid), (to, to_uuid)) = (of(source), of(host));
+    let what = format!("migrated from host '{from}' (uuid: {from_uuid}) to host '{to}' (uuid: {to_uuid})");
+    say(db, vm, "VM_MIGRATED", &what);
 }

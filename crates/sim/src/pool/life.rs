@@ -93,6 +93,12 @@ impl SimPool {
         self.start_vm(vm, host).await
     }
 
+    /// Holds storage migrations (`VDI.pool_migrate`, `VM.migrate_send`) when their copies are made and before the VM
+    /// is switched over, or lets them go on. Copies keep up with the guest meanwhile.
+    pub fn hold_storage_migrations(&self, on: bool) {
+        self.inner.core.migrations_held.send_replace(on);
+    }
+
     fn kill_nbd(&self, host: usize) {
         let mut servers = self.inner.nbd.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get_mut(host) {
