@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::{
-    Call, event, generic, host, host_life, message, network, pool, session, sr, task, vbd, vdi, vdi_cbt, vdi_copy, vif,
-    vm, vm_migrate, vm_power, vm_revert, vm_set,
+    Call, event, generic, host, host_life, message, network, pool, rbac, session, sr, task, vbd, vdi, vdi_cbt,
+    vdi_copy, vif, vm, vm_migrate, vm_power, vm_revert, vm_set, vm_suspend, vtpm,
 };
 use crate::FaultEffect;
 use crate::core::Core;
@@ -132,13 +132,18 @@ async fn checked(
         if let Some(failure) = fault {
             return Err(failure);
         }
-        let value = run(call(params?, task)).await?;
+        let params = params?;
+        rbac::check_call(core, &session, name, &params)?;
+        let value = run(call(params, task)).await?;
         return late.unwrap_or(Ok(value));
     }
     let params = params?;
     let task = task::new_task(core, host, &format!("Async.{name}"), "");
+    // A refusal is the task's failure, not the call's.
+    let allowed = rbac::check_call(core, &session, name, &params);
     let call = call(params, task.clone());
     task::in_background(core, &task, async move {
+        allowed?;
         if let Some(failure) = fault {
             return Err(failure);
         }
@@ -240,6 +245,9 @@ const SPECIAL: &[&str] = &[
     "VM.migrate_send",
     "VM.assert_can_migrate",
     "VM.power_state_reset",
+    "VM.suspend",
+    "VM.resume",
+    "VM.resume_on",
     "VM.pause",
     "VM.unpause",
     "VM.set_is_a_template",
@@ -308,6 +316,8 @@ const SPECIAL: &[&str] = &[
     "VBD.eject",
     "VBD.set_mode",
     "VBD.assert_attachable",
+    "VTPM.create",
+    "VTPM.destroy",
     "VIF.create",
     "VIF.destroy",
     "VIF.plug",
@@ -348,6 +358,7 @@ pub(crate) fn run(call: Call) -> BoxFuture<'static, Outcome> {
             "host" => host::call(&call, simple),
             "network" => network::call(&call, simple),
             "SR" | "PBD" => sr::call(&call, class, simple).await,
+            "VTPM" => vtpm::call(&call, simple),
             "VIF" => vif::call(&call, simple).await,
             "VBD" => vbd::call(&call, simple).await,
             "VDI" => match simple {
@@ -362,6 +373,9 @@ pub(crate) fn run(call: Call) -> BoxFuture<'static, Outcome> {
                 Some(outcome) => Some(outcome),
                 None => match vm_power::call(&call, simple).await {
                     Some(outcome) => Some(outcome),
+                    None if matches!(simple, "suspend" | "resume" | "resume_on" | "checkpoint") => {
+                        vm_suspend::call(&call, simple).await
+                    }
                     None if matches!(simple, "migrate_send" | "assert_can_migrate") => {
                         vm_migrate::call(&call, simple).await
                     }

@@ -5,7 +5,8 @@ use crate::model::{Database, Value};
 use crate::rpc::{Failure, Outcome};
 
 /// Operations that `VDI.allowed_operations` lists.
-const LISTED: &[&str] = &["copy", "generate_config", "clone", "forget", "resize", "snapshot", "destroy", "update"];
+const LISTED: &[&str] =
+    &["copy", "generate_config", "clone", "forget", "resize", "resize_online", "snapshot", "destroy", "update"];
 
 /// How an error names the type.
 const METADATA: &str = "CBT metadata";
@@ -41,7 +42,9 @@ pub(crate) fn check(db: &Database, vdi: &str, operation: &str) -> Outcome<()> {
         .map(|(task, name)| (task.clone(), name.as_str().to_owned()))
         .collect();
     let in_progress = |name: &str, task: &str| Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VDI", vdi, name, task]);
-    if let Some((task, name)) = current.iter().find(|(_, name)| name != "copy") {
+    // A migration destroys the disk that it has mirrored.
+    let mirrored = operation == "destroy" && current.iter().any(|(_, name)| name == "mirror");
+    if let Some((task, name)) = current.iter().find(|(_, name)| name != "copy").filter(|_| !mirrored) {
         return Err(in_progress(name, task));
     }
     if operation == "resize" && sr::hosts(db, &sr).is_empty() {
@@ -108,6 +111,7 @@ fn last_rules(db: &Database, vdi: &str, operation: &str, kind: &str, copying: bo
     let snapshot = db.flag("VDI", vdi, "is_a_snapshot");
     let reset = db.text("VDI", vdi, "on_boot") == "reset";
     match operation {
+        "forget" if kind == "rrd" => Err(Failure::new("VDI_HAS_RRDS", [vdi])),
         "destroy" | "data_destroy" => {
             if operation == "data_destroy" {
                 if !snapshot {
@@ -117,10 +121,23 @@ fn last_rules(db: &Database, vdi: &str, operation: &str, kind: &str, copying: bo
                     return Err(Failure::new("VDI_NO_CBT_METADATA", [vdi]));
                 }
             }
-            Ok(())
+            let sr = db.text("VDI", vdi, "SR");
+            if db.text("SR", &sr, "type") == "udev" {
+                Err(Failure::new("VDI_IS_A_PHYSICAL_DEVICE", [vdi]))
+            } else if db.flag("SR", &sr, "is_tools_sr") {
+                Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr]))
+            } else if kind == "rrd" {
+                Err(Failure::new("VDI_HAS_RRDS", [vdi]))
+            } else {
+                Ok(())
+            }
         }
         "snapshot" if db.flag("VDI", vdi, "sharable") => Err(Failure::new("VDI_IS_SHARABLE", [vdi])),
         "snapshot" | "copy" if reset => Err(Failure::bare("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION")),
+        "copy" if matches!(kind, "ha_statefile" | "redo_log") => {
+            let text = "VDI containing HA statefile or redo log cannot be copied (check the VDI's allowed operations).";
+            Err(Failure::not_allowed(text))
+        }
         "snapshot" if copying => Err(Failure::not_allowed("Snapshot operation not allowed during copy.")),
         "enable_cbt" | "disable_cbt" => {
             if snapshot {

@@ -93,6 +93,11 @@ impl SimPool {
         self.start_vm(vm, host).await
     }
 
+    /// Ends all sessions, as their age does: the next call of each gets `SESSION_INVALID`, a wait for events at once.
+    pub fn expire_sessions(&self) {
+        methods::end_sessions(&self.inner.core);
+    }
+
     /// Holds storage migrations (`VDI.pool_migrate`, `VM.migrate_send`) when their copies are made and before the VM
     /// is switched over, or lets them go on. Copies keep up with the guest meanwhile.
     pub fn hold_storage_migrations(&self, on: bool) {

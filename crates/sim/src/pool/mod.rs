@@ -387,7 +387,7 @@ impl SimPool {
         if !core.has_coordinator() {
             return Err(Failure::new("HOST_OFFLINE", [host]).into());
         }
-        let session = methods::session::open(core, &host, "root", "simulator");
+        let session = methods::session::open(core, &host, "root", methods::session::Identity::Root, "simulator");
         let mut values = vec![Value::text(session.as_str())];
         values.extend(params.iter().map(Value::from_json));
         let reply = methods::dispatch(core, coordinator, method, values).await;
