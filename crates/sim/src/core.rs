@@ -134,6 +134,8 @@ pub(crate) struct Core {
     vtpms: Mutex<HashMap<String, String>>,
     /// What stood in the pool when it had started.
     pub(crate) baseline: OnceLock<HashSet<(String, String)>>,
+    /// Whose task each is: the session that made it.
+    pub(crate) task_owners: Mutex<HashMap<String, String>>,
     /// When sessions were last used.
     pub(crate) session_uses: Mutex<HashMap<String, crate::methods::session::Use>>,
     /// Storage migrations in progress by host.
@@ -197,6 +199,7 @@ impl Core {
             cancels: Mutex::default(),
             vtpms: Mutex::default(),
             baseline: OnceLock::new(),
+            task_owners: Mutex::default(),
             session_uses: Mutex::default(),
             storage_migrations: Mutex::default(),
             migrations_held: watch::Sender::new(false),

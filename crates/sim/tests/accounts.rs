@@ -177,3 +177,19 @@ async fn sessions_end_when_a_test_orders_it_and_a_wait_for_events_with_them() {
     assert_eq!(ended.unwrap_err().0, "SESSION_INVALID");
     assert_eq!(client.failure("VM.get_all", &[]).await.0, "SESSION_INVALID");
 }
+
+#[tokio::test]
+async fn tasks_belong_to_an_account_as_long_as_their_session_lives() {
+    let pool = pool(|_| {}).await;
+    let (power, admin) = (login(&pool, Role::VmPowerAdmin).await, login(&pool, Role::VmAdmin).await);
+    let task = power.reference("task.create", &[json!("mine"), json!("")]).await;
+    let failed = admin.failure("task.cancel", &[json!(task)]).await;
+    assert_eq!(failed, denied("task.destroy/any", "pool-admin, pool-operator"));
+    // Another session of the same account may.
+    let second = login(&pool, Role::VmPowerAdmin).await;
+    second.ok("task.cancel", &[json!(task)]).await;
+    power.ok("session.logout", &[]).await;
+    let failed = second.failure("task.destroy", &[json!(task)]).await;
+    assert_eq!(failed, denied("task.destroy/any", "pool-admin, pool-operator"));
+    login(&pool, Role::PoolOperator).await.ok("task.destroy", &[json!(task)]).await;
+}

@@ -261,3 +261,29 @@ async fn a_migration_that_breaks_off_leaves_the_old_disk() {
     client.ok("VDI.pool_migrate", &[json!(disk), json!(there), json!({})]).await;
     assert_eq!(lab.pool.guest_read(&lab.uuid, "0", 0, 4096).unwrap(), [3; 4096]);
 }
+
+#[tokio::test]
+async fn a_snapshot_that_somebody_reads_stays_behind_when_its_disk_moves() {
+    let lab = Lab::new(|_| {}).await;
+    lab.pool.guest_write(&lab.uuid, "0", 0, &[9; 4096]).unwrap();
+    let snapshot = lab.client.reference("VM.snapshot", &[json!(lab.vm), json!("s")]).await;
+    let read = snapshot_disk(&lab, &snapshot, "0").await;
+    let uuid = lab.record("VDI", &read).await["uuid"].as_str().unwrap().to_owned();
+    let host = lab.client.reference("host.get_by_uuid", &[json!(lab.pool.hosts()[0].uuid)]).await;
+    let domain = lab.client.reference("host.get_control_domain", &[json!(host)]).await;
+    let device = json!({"VM": domain, "VDI": read, "userdevice": "autodetect", "bootable": false, "mode": "RO",
+        "type": "Disk", "unpluggable": true, "empty": false, "other_config": {}, "qos_algorithm_type": "",
+        "qos_algorithm_params": {}});
+    let vbd = lab.client.reference("VBD.create", &[device]).await;
+    lab.client.ok("VBD.plug", &[json!(vbd)]).await;
+    let (disk, there) = (lab.disk(0).await, lab.sr(1).await);
+    let failed = lab.client.failure("VDI.pool_migrate", &[json!(disk), json!(there), json!({})]).await;
+    assert_eq!(failed, ("VDI_IN_USE".to_owned(), vec![read.clone(), "destroy".to_owned()]));
+    // The VM has moved, and the reader goes on with the old one.
+    assert_eq!(lab.record("VDI", &lab.disk(0).await).await["SR"], json!(there));
+    assert_eq!(lab.pool.vdi_read(&uuid, 0, 4096).unwrap(), [9; 4096]);
+    lab.client.ok("VBD.unplug", &[json!(vbd)]).await;
+    lab.client.ok("VBD.destroy", &[json!(vbd)]).await;
+    lab.client.ok("VDI.destroy", &[json!(read)]).await;
+    assert_eq!(lab.client.failure("VDI.get_uuid", &[json!(disk)]).await.0, "HANDLE_INVALID");
+}

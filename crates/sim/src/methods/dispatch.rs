@@ -139,6 +139,7 @@ async fn checked(
     }
     let params = params?;
     let task = task::new_task(core, host, &format!("Async.{name}"), "");
+    task::own(core, &task, &session);
     // A refusal is the task's failure, not the call's.
     let allowed = rbac::check_call(core, &session, name, &params);
     let call = call(params, task.clone());

@@ -107,7 +107,7 @@ fn switch(core: &Core, steps: &[Step], vm: &str, host: &str) -> Outcome<()> {
     let mut db = core.db();
     let machines: Vec<String> = std::iter::once(vm.to_owned()).chain(db.set_of("VM", vm, "snapshots")).collect();
     let live = matches!(db.text("VM", vm, "power_state").as_str(), "Running" | "Paused");
-    let mut stuck = None;
+    let mut stuck = Vec::new();
     let plugged = |db: &Database| -> Vec<String> {
         let vbds = db.set_of("VM", vm, "VBDs").into_iter();
         vbds.filter(|vbd| db.flag("VBD", vbd, "currently_attached")).collect()
@@ -136,14 +136,14 @@ fn switch(core: &Core, steps: &[Step], vm: &str, host: &str) -> Outcome<()> {
         }
         links(&mut db, step, steps);
         if in_use || ended.is_err() {
-            stuck = Some(step.old.clone());
+            stuck.push(step.old.clone());
         } else {
             for vbd in others {
                 db.destroy("VBD", &vbd);
             }
         }
     }
-    for step in steps.iter().filter(|step| stuck.as_ref() != Some(&step.old)) {
+    for step in steps.iter().filter(|step| !stuck.contains(&step.old)) {
         for snapshot in db.set_of("VDI", &step.old, "snapshots") {
             // Those without a VM stay behind, and what they name is gone.
             db.touch("VDI", &snapshot);
@@ -162,7 +162,8 @@ fn switch(core: &Core, steps: &[Step], vm: &str, host: &str) -> Outcome<()> {
     for message in messages {
         core.tell(message);
     }
-    stuck.map_or(Ok(()), |vdi| Err(Failure::new("VDI_IN_USE", [vdi.as_str(), "destroy"])))
+    // The VM has moved; an old disk that somebody else has attached is left behind.
+    stuck.first().map_or(Ok(()), |vdi| Err(Failure::new("VDI_IN_USE", [vdi.as_str(), "destroy"])))
 }
 
 /// A moved snapshot is a snapshot of the moved disk.
