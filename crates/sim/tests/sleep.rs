@@ -297,3 +297,37 @@ async fn hosts_without_hardware_virtualisation_start_nothing() {
     let on = [json!(lab.vm), host, json!(false), json!(false)];
     assert_eq!(lab.client.failure("VM.start_on", &on).await, ("VM_HVM_REQUIRED".to_owned(), vec![lab.vm.clone()]));
 }
+
+#[tokio::test]
+async fn disks_of_checkpoints_count_as_attached_but_their_changes_can_be_asked_for() {
+    let lab = Lab::new(|options| {
+        options.vms[0].disks[0].cbt = true;
+        options.vms[0].cd = false;
+    })
+    .await;
+    lab.pool.start_vm(&lab.uuid, 0).await.unwrap();
+    let mut disks = Vec::new();
+    let mut checkpoints = Vec::new();
+    for name in ["c1", "c2"] {
+        let checkpoint = lab.client.ok("VM.checkpoint", &[json!(lab.vm), json!(name)]).await;
+        let vbds = lab.client.ok("VM.get_VBDs", std::slice::from_ref(&checkpoint)).await;
+        let vbd = lab.record("VBD", &vbds[0]).await;
+        assert_eq!(vbd["currently_attached"], true);
+        disks.push(vbd["VDI"].clone());
+        checkpoints.push(checkpoint);
+    }
+    lab.client.ok("VDI.list_changed_blocks", &disks).await;
+    let first = &disks[..1];
+    assert_eq!(lab.client.failure("VDI.destroy", first).await.0, "VDI_IN_USE");
+    // It waits a little for the devices to go, then says so; nothing has changed.
+    let failed = lab.client.failure("VDI.data_destroy", first).await;
+    assert_eq!(
+        failed,
+        ("VDI_IN_USE".to_owned(), vec![first[0].as_str().unwrap().to_owned(), "data_destroy".to_owned()])
+    );
+    assert_eq!(lab.record("VDI", &first[0]).await["type"], "user");
+    lab.client.ok("VM.destroy", &checkpoints[..1]).await;
+    lab.client.ok("VDI.data_destroy", first).await;
+    assert_eq!(lab.record("VDI", &first[0]).await["type"], "cbt_metadata");
+    lab.client.ok("VDI.list_changed_blocks", &disks).await;
+}

@@ -161,3 +161,51 @@ pub(super) fn check_has_data(db: &Database, vdi: &str) -> Outcome<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(fields: Vec<(&str, Value)>) -> (Database, String) {
+        let mut db = Database::default();
+        let features = ["VDI_DELETE", "VDI_MIRROR", "VDI_SNAPSHOT", "VDI_CONFIG_CBT"];
+        let features = Value::Map(features.iter().map(|name| ((*name).to_owned(), Value::Int(1))).collect());
+        db.create("SM", vec![("type", "ext".into()), ("features", features)]);
+        let sr = db.create("SR", vec![("type", "ext".into())]);
+        let mut all = vec![("SR", sr.into())];
+        all.extend(fields);
+        let vdi = db.create("VDI", all);
+        (db, vdi)
+    }
+
+    fn code(db: &Database, vdi: &str, operation: &str) -> String {
+        check(db, vdi, operation).map_or_else(|failure| failure.code, |()| "possible".to_owned())
+    }
+
+    #[test]
+    fn a_mirrored_disk_can_be_destroyed_by_its_migration_and_nothing_else_be_done_to_it() {
+        let (mut db, vdi) = disk(Vec::new());
+        db.put("VDI", &vdi, "current_operations", "OpaqueRef:task", "mirror");
+        assert_eq!(code(&db, &vdi, "destroy"), "possible");
+        for operation in ["snapshot", "copy", "enable_cbt", "mirror", "data_destroy"] {
+            assert_eq!(code(&db, &vdi, operation), "OTHER_OPERATION_IN_PROGRESS", "{operation}");
+        }
+        db.set("VDI", &vdi, "current_operations", Value::map([("OpaqueRef:task", "copy")]));
+        assert_eq!(code(&db, &vdi, "snapshot"), "OPERATION_NOT_ALLOWED");
+        assert_eq!(code(&db, &vdi, "enable_cbt"), "possible");
+    }
+
+    #[test]
+    fn disks_of_the_pool_itself_are_not_for_clients() {
+        let (db, vdi) = disk(vec![("type", "rrd".into())]);
+        assert_eq!(code(&db, &vdi, "destroy"), "VDI_HAS_RRDS");
+        assert_eq!(code(&db, &vdi, "forget"), "VDI_HAS_RRDS");
+        assert_eq!(code(&db, &vdi, "enable_cbt"), "VDI_INCOMPATIBLE_TYPE");
+        let (db, vdi) = disk(vec![("type", "redo_log".into())]);
+        assert_eq!(code(&db, &vdi, "copy"), "OPERATION_NOT_ALLOWED");
+        let (mut db, vdi) = disk(Vec::new());
+        let sr = db.text("VDI", &vdi, "SR");
+        db.set("SR", &sr, "is_tools_sr", true);
+        assert_eq!(code(&db, &vdi, "destroy"), "SR_OPERATION_NOT_SUPPORTED");
+    }
+}

@@ -238,6 +238,7 @@ fn kinds(db: &Database, vm: &str, operation: &str) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Value;
 
     #[test]
     fn a_halted_vm_lists_what_a_real_one_lists() {
@@ -264,5 +265,45 @@ mod tests {
         found.sort_unstable();
         real.sort_unstable();
         assert_eq!(found, real);
+    }
+
+    fn code(db: &Database, vm: &str, operation: &str) -> String {
+        check(db, vm, operation).map_or_else(|failure| failure.code, |()| "possible".to_owned())
+    }
+
+    #[test]
+    fn devices_of_the_host_keep_a_vm_where_it_is() {
+        let mut db = Database::default();
+        let with = |db: &mut Database, field: &str, state: &str| {
+            let one = Value::texts(["OpaqueRef:one"]);
+            db.create("VM", vec![(field, one), ("power_state", state.into())])
+        };
+        let vm = with(&mut db, "VUSBs", "Running");
+        for operation in ["snapshot", "checkpoint", "suspend", "pool_migrate", "migrate_send"] {
+            assert_eq!(code(&db, &vm, operation), "VM_HAS_VUSBS", "{operation}");
+        }
+        let vm = with(&mut db, "attached_PCIs", "Running");
+        assert_eq!(code(&db, &vm, "migrate_send"), "VM_HAS_PCI_ATTACHED");
+        assert_eq!(code(&db, &vm, "snapshot"), "possible");
+        let vm = with(&mut db, "VGPUs", "Halted");
+        assert_eq!(code(&db, &vm, "migrate_send"), "possible");
+        db.set("VM", &vm, "power_state", "Running");
+        assert_eq!(code(&db, &vm, "migrate_send"), "VM_HAS_VGPU");
+    }
+
+    #[test]
+    fn what_may_go_on_beside_a_storage_migration_and_what_may_not() {
+        let mut db = Database::default();
+        let vm = db.create("VM", vec![("power_state", "Running".into())]);
+        db.put("VM", &vm, "current_operations", "OpaqueRef:task", "migrate_send");
+        for operation in ["metadata_export", "clean_shutdown", "clean_reboot", "hard_shutdown", "hard_reboot"] {
+            assert_eq!(code(&db, &vm, operation), "possible", "{operation}");
+        }
+        for operation in ["snapshot", "checkpoint", "suspend", "migrate_send", "pool_migrate", "pause"] {
+            assert_eq!(code(&db, &vm, operation), "OTHER_OPERATION_IN_PROGRESS", "{operation}");
+        }
+        db.set("VM", &vm, "current_operations", Value::map([("OpaqueRef:task", "snapshot")]));
+        assert_eq!(code(&db, &vm, "snapshot"), "possible");
+        assert_eq!(code(&db, &vm, "metadata_export"), "OTHER_OPERATION_IN_PROGRESS");
     }
 }
