@@ -279,20 +279,12 @@ async fn x20_a_disk_that_moved_to_another_sr_is_read_whole_and_the_others_are_no
     };
     let lab = Lab::new(options).await;
     lab.incremental().await;
-    // What a storage migration leaves: another VDI on another SR at the same place, with the settings of the old one.
+    // A storage migration refuses a tracked disk. It leaves another VDI on another SR at the same place, without the
+    // settings of the old one.
     let disk = lab.reference("VDI", &lab.disk()).await;
     lab.call("VDI.disable_cbt", std::slice::from_ref(&disk)).await;
     let there = lab.reference("SR", &lab.sim.srs()[1].uuid).await;
-    let moved = lab.call("VDI.copy", &[disk.clone(), there]).await;
-    let settings = lab.sim.record("VDI", &lab.disk()).unwrap()["other_config"].clone();
-    lab.call("VDI.set_other_config", &[moved.clone(), settings]).await;
-    let vbds = lab.sim.records("VBD");
-    let (vbd, record) = vbds.iter().find(|(_, vbd)| vbd["VDI"] == disk).unwrap();
-    let mut record = record.clone();
-    lab.call("VBD.destroy", &[json!(vbd)]).await;
-    record["VDI"] = moved;
-    lab.call("VBD.create", &[record]).await;
-    lab.call("VDI.destroy", &[disk]).await;
+    lab.call("VDI.pool_migrate", &[disk, there, json!({})]).await;
     lab.write(2 * MIB, &noise(1, 100_000));
 
     let report = lab.incremental().await;

@@ -134,6 +134,14 @@ pub(crate) struct Core {
     vtpms: Mutex<HashMap<String, String>>,
     /// What stood in the pool when it had started.
     pub(crate) baseline: OnceLock<HashSet<(String, String)>>,
+    /// Whose task each is: the session that made it.
+    pub(crate) task_owners: Mutex<HashMap<String, String>>,
+    /// When sessions were last used.
+    pub(crate) session_uses: Mutex<HashMap<String, crate::methods::session::Use>>,
+    /// Storage migrations in progress by host.
+    pub(crate) storage_migrations: Mutex<HashMap<String, usize>>,
+    /// Storage migrations wait before they switch a VM over.
+    pub(crate) migrations_held: watch::Sender<bool>,
     /// Ends everything.
     pub(crate) end: CancellationToken,
 }
@@ -191,6 +199,10 @@ impl Core {
             cancels: Mutex::default(),
             vtpms: Mutex::default(),
             baseline: OnceLock::new(),
+            task_owners: Mutex::default(),
+            session_uses: Mutex::default(),
+            storage_migrations: Mutex::default(),
+            migrations_held: watch::Sender::new(false),
             end: CancellationToken::new(),
         })
     }
@@ -305,6 +317,10 @@ impl Core {
 
     pub(crate) fn set_vtpm(&self, reference: &str, content: String) {
         self.vtpms.lock().unwrap_or_else(PoisonError::into_inner).insert(reference.to_owned(), content);
+    }
+
+    pub(crate) fn forget_vtpm(&self, reference: &str) {
+        self.vtpms.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
     }
 
     /// What the storage did to a disk by itself: CBT is off, and a pool message says so.

@@ -35,6 +35,12 @@ pub struct SimOptions {
     pub restrictions: Vec<String>,
     /// Answers like a server from before changed block tracking: `VDI.enable_cbt` and its relatives are unknown.
     pub older_server: bool,
+    /// Accounts beside `root`, each with a role.
+    pub accounts: Vec<AccountSpec>,
+    /// Time after which a session that makes no call ends; 24 hours in a real pool.
+    pub session_timeout: Duration,
+    /// Hosts have hardware virtualisation; without it they can not start the VMs of this pool.
+    pub hardware_virtualisation: bool,
     /// Delay before a wrong password is refused (over 2 s in a real pool).
     pub wrong_password_delay: Duration,
 }
@@ -55,7 +61,78 @@ impl Default for SimOptions {
             session_limit: 500,
             restrictions: Vec::new(),
             older_server: false,
+            accounts: Vec::new(),
+            session_timeout: Duration::from_secs(86_400),
+            hardware_virtualisation: true,
             wrong_password_delay: Duration::from_millis(20),
+        }
+    }
+}
+
+/// An account of the directory that the pool asks.
+#[derive(Clone, Debug)]
+pub struct AccountSpec {
+    /// Its name.
+    pub name: String,
+    /// Its password.
+    pub password: String,
+    /// What it may do.
+    pub role: Role,
+}
+
+impl AccountSpec {
+    /// An account with a role.
+    pub fn new(name: &str, password: &str, role: Role) -> Self {
+        Self { name: name.to_owned(), password: password.to_owned(), role }
+    }
+}
+
+/// A role of an account; each may all that the ones before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Looks, and logs in.
+    ReadOnly,
+    /// Starts and stops VMs.
+    VmOperator,
+    /// Makes VMs and disks, exports and imports.
+    VmAdmin,
+    /// Takes snapshots, migrates.
+    VmPowerAdmin,
+    /// Hosts, storage, networks.
+    PoolOperator,
+    /// Everything.
+    PoolAdmin,
+}
+
+impl Role {
+    /// All of them, the least first.
+    pub const ALL: &'static [Self] =
+        &[Self::ReadOnly, Self::VmOperator, Self::VmAdmin, Self::VmPowerAdmin, Self::PoolOperator, Self::PoolAdmin];
+
+    /// The name, such as `vm-power-admin`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::VmOperator => "vm-operator",
+            Self::VmAdmin => "vm-admin",
+            Self::VmPowerAdmin => "vm-power-admin",
+            Self::PoolOperator => "pool-operator",
+            Self::PoolAdmin => "pool-admin",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|role| role.name() == name)
+    }
+
+    pub(crate) fn description(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "Looks at the pool and changes nothing",
+            Self::VmOperator => "Uses VMs",
+            Self::VmAdmin => "Manages VMs and templates",
+            Self::VmPowerAdmin => "Manages VMs, and where they run",
+            Self::PoolOperator => "Manages the resources of hosts and pool",
+            Self::PoolAdmin => "Manages everything, accounts too",
         }
     }
 }

@@ -4,7 +4,8 @@
 //! `/vdis/UUID?offset=&length=`; `PUT /vms/VM/disks/DEVICE?offset=`; `POST /vms/VM/start?host=`, `/vms/VM/shutdown`,
 //! `/vms/VM/migrate?host=`, `/vms/VM/ha-restart?host=`, `/hosts/INDEX/crash`, `/hosts/INDEX/stop`,
 //! `/hosts/INDEX/start`, `/hosts/INDEX/coordinator`, `/hosts/INDEX/restart-toolstack?milliseconds=` (answers when it is
-//! up again), `/nbd/off|tls|insecure`, `/faults` (JSON); `DELETE /faults`.
+//! up again), `/nbd/off|tls|insecure`, `/sessions/expire`, `/storage-migrations/hold|release`, `/faults` (JSON);
+//! `DELETE /faults`.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -150,6 +151,14 @@ async fn route(pool: &SimPool, request: Request<Incoming>) -> Result<Answer, Pro
                 }
                 _ => return Err(Problem::Missing),
             }
+            done()
+        }
+        (&Method::POST, ["sessions", "expire"]) => {
+            pool.expire_sessions();
+            done()
+        }
+        (&Method::POST, ["storage-migrations", action @ ("hold" | "release")]) => {
+            pool.hold_storage_migrations(*action == "hold");
             done()
         }
         (&Method::POST, ["nbd", access]) => {

@@ -34,9 +34,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         Some(FaultEffect::Delay(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
-    let Some(_access) = super::auth::check(core, host, request) else {
-        send(link, &response::unauthorised("put_import_raw_vdi")).await;
-        return;
+    let _access = match super::auth::check(core, host, request, "put_import_raw_vdi") {
+        Ok(access) => access,
+        Err(page) => {
+            send(link, &page).await;
+            return;
+        }
     };
     let vdi = match disk_of(core, request, "vdi") {
         Ok(vdi) => vdi,

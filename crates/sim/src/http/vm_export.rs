@@ -33,9 +33,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         Some(FaultEffect::Delay(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
-    let Some(_access) = super::auth::check(core, host, request) else {
-        send(link, &response::unauthorised(&format!("get_{name}"))).await;
-        return;
+    let _access = match super::auth::check(core, host, request, &format!("get_{name}")) {
+        Ok(access) => access,
+        Err(page) => {
+            send(link, &page).await;
+            return;
+        }
     };
     let task = TransferTask::new(core, host, request, if metadata { "VM.export_metadata" } else { "VM.export" });
     let prepared = prepare(core, request, metadata, &task).await;

@@ -39,9 +39,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         Some(FaultEffect::Delay(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
-    let Some(_access) = super::auth::check(core, host, request) else {
-        send(link, &response::unauthorised(&format!("put_{name}"))).await;
-        return;
+    let _access = match super::auth::check(core, host, request, &format!("put_{name}")) {
+        Ok(access) => access,
+        Err(page) => {
+            send(link, &page).await;
+            return;
+        }
     };
     let task = TransferTask::new(core, host, request, if metadata { "VM.metadata_import" } else { "VM.import" });
     let flag = |name: &str| request.param(name) == Some("true");

@@ -147,7 +147,8 @@ pub(crate) fn boot_host(core: &Core, index: usize) -> Outcome<()> {
     Ok(())
 }
 
-fn end_sessions(core: &Core) {
+/// Ends all sessions.
+pub(crate) fn end_sessions(core: &Core) {
     let mut db = core.db();
     for session in db.refs("session") {
         db.destroy("session", &session);

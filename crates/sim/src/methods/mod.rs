@@ -12,6 +12,7 @@ mod nbd_info;
 mod network;
 mod operation;
 mod pool;
+pub(crate) mod rbac;
 pub(crate) mod session;
 mod sr;
 mod task;
@@ -25,16 +26,21 @@ mod vif;
 mod vm;
 mod vm_checks;
 mod vm_clone;
+mod vm_migrate;
+mod vm_move;
 mod vm_power;
 mod vm_revert;
 mod vm_set;
+mod vm_suspend;
+mod vtpm;
 mod vusb;
 
 pub(crate) use call::Call;
 pub(crate) use dispatch::{Reply, dispatch};
 pub(crate) use fields::record;
 pub(crate) use host_life::{
-    boot_host, crash_host, end_toolstack_work, host_failed, move_coordinator, stop_host, toolstack_started,
+    boot_host, crash_host, end_sessions, end_toolstack_work, host_failed, move_coordinator, stop_host,
+    toolstack_started,
 };
 pub(crate) use operation::Operation;
 pub(crate) use sr::{features, hosts as hosts_of_sr};

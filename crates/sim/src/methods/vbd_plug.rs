@@ -17,7 +17,14 @@ pub(super) fn allowed(db: &Database, vbd: &str) -> Vec<&'static str> {
 /// The first reason why an operation on a device is not possible now.
 pub(super) fn check(db: &Database, vbd: &str, operation: &str, sharing: bool) -> Outcome<()> {
     db.check("VBD", vbd)?;
-    if let Some((task, name)) = db.get("VBD", vbd, "current_operations")?.as_map().first() {
+    let pausing = |name: &str| matches!(name, "pause" | "unpause");
+    let mut current = db.get("VBD", vbd, "current_operations")?.as_map().iter();
+    // A pause and its end go together; and a restart unpauses what it attaches.
+    let clash = current.find(|(_, name)| {
+        let beside = pausing(name.as_str()) || (operation == "unpause" && name.as_str() == "attach");
+        !(pausing(operation) && beside)
+    });
+    if let Some((task, name)) = clash {
         return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VBD", vbd, name.as_str(), task]));
     }
     let plugging = matches!(operation, "plug" | "unplug" | "unplug_force");
@@ -43,7 +50,12 @@ pub(super) fn check(db: &Database, vbd: &str, operation: &str, sharing: bool) ->
         ("Running", false) if matches!(operation, "unplug" | "unplug_force") => {
             return Err(Failure::new("DEVICE_ALREADY_DETACHED", [vbd]));
         }
+        ("Running", _) if cd && plugging => {
+            let text = "HVM CDROMs cannot be hotplugged/unplugged, only inserted or ejected";
+            return Err(Failure::not_allowed(text));
+        }
         ("Running", _) => {}
+        ("Paused", _) if pausing(operation) => {}
         _ if plugging || matches!(operation, "pause" | "unpause") => {
             return Err(Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), "running", &state.to_lowercase()]));
         }
@@ -56,8 +68,15 @@ pub(super) fn check(db: &Database, vbd: &str, operation: &str, sharing: bool) ->
             return Err(Failure::not_allowed(text));
         }
     }
+    if cd && state == "Suspended" && matches!(operation, "insert" | "eject") {
+        return Err(Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), "halted, running", "suspended"]));
+    }
     if empty {
         return Ok(());
+    }
+    let vdi = db.text("VBD", vbd, "VDI");
+    if db.exists("VDI", &vdi) && !db.flag("VDI", &vdi, "managed") {
+        return Err(Failure::new("VDI_NOT_MANAGED", [vbd]));
     }
     check_disk(db, vbd, operation, sharing && !plugged)
 }
@@ -86,7 +105,9 @@ fn check_disk(db: &Database, vbd: &str, operation: &str, sharing: bool) -> Outco
         .into_iter()
         .filter(|other| {
             let suspended = db.text("VM", &db.text("VBD", other, "VM"), "power_state") == "Suspended";
-            other != vbd && !of_system(other) && !suspended && db.flag("VBD", other, "currently_attached")
+            let active = db.flag("VBD", other, "currently_attached")
+                || db.get("VBD", other, "current_operations").is_ok_and(|map| !map.as_map().is_empty());
+            other != vbd && !of_system(other) && !suspended && active
         })
         .collect();
     let written = others.iter().any(|other| db.text("VBD", other, "mode") == "RW");

@@ -93,6 +93,17 @@ impl SimPool {
         self.start_vm(vm, host).await
     }
 
+    /// Ends all sessions, as their age does: the next call of each gets `SESSION_INVALID`, a wait for events at once.
+    pub fn expire_sessions(&self) {
+        methods::end_sessions(&self.inner.core);
+    }
+
+    /// Holds storage migrations (`VDI.pool_migrate`, `VM.migrate_send`) when their copies are made and before the VM
+    /// is switched over, or lets them go on. Copies keep up with the guest meanwhile.
+    pub fn hold_storage_migrations(&self, on: bool) {
+        self.inner.core.migrations_held.send_replace(on);
+    }
+
     fn kill_nbd(&self, host: usize) {
         let mut servers = self.inner.nbd.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get_mut(host) {

@@ -218,8 +218,17 @@ impl SimPool {
     /// # Errors
     /// [`SimError::Unknown`], [`SimError::Io`] past the end, [`SimError::Api`] with the SR's error.
     pub fn guest_write(&self, vm: &str, userdevice: &str, offset: u64, data: &[u8]) -> Result<(), SimError> {
-        let disk = self.inner.core.storage.disk(self.vdi_of(vm, userdevice)?).map_err(Failure::from)?;
-        disk.write_all_at(data, offset).map_err(SimError::io("write to the disk"))
+        loop {
+            let vdi = self.vdi_of(vm, userdevice)?;
+            let disk = self.inner.core.storage.disk(vdi).map_err(Failure::from);
+            let written = disk
+                .map_err(SimError::from)
+                .and_then(|disk| disk.write_all_at(data, offset).map_err(SimError::io("write to the disk")));
+            // A storage migration may have put another disk in its place just now.
+            if written.is_ok() || self.vdi_of(vm, userdevice)? == vdi {
+                return written;
+            }
+        }
     }
 
     /// Reads a VM's disk as its guest would.
@@ -384,7 +393,7 @@ impl SimPool {
         if !core.has_coordinator() {
             return Err(Failure::new("HOST_OFFLINE", [host]).into());
         }
-        let session = methods::session::open(core, &host, "root", "simulator");
+        let session = methods::session::open(core, &host, "root", methods::session::Identity::Root, "simulator");
         let mut values = vec![Value::text(session.as_str())];
         values.extend(params.iter().map(Value::from_json));
         let reply = methods::dispatch(core, coordinator, method, values).await;

@@ -90,6 +90,11 @@ fn build_all(options: SimOptions) -> Result<Built, SimError> {
     let storage = Storage::new().map_err(SimError::io("make a folder for its disks"))?;
     let mut db = Database::default();
     let nodes = build::hosts(&options, &mut db)?;
+    if !options.hardware_virtualisation {
+        for host in db.refs("host") {
+            db.set("host", &host, "capabilities", crate::model::Value::texts(["xen-3.0-x86_64"]));
+        }
+    }
     let mut srs = Vec::new();
     for spec in &options.srs {
         let uuid = uuid::Uuid::new_v4();
@@ -98,6 +103,7 @@ fn build_all(options: SimOptions) -> Result<Built, SimError> {
     }
     if let (Some(pool), Some((_, _, sr))) = (db.refs("pool").first().cloned(), srs.first()) {
         db.set("pool", &pool, "default_SR", sr.as_str());
+        db.set("pool", &pool, "suspend_image_SR", sr.as_str());
     }
     let vms = build_vms(&options, &storage, &mut db, &nodes, &srs)?;
     let srs = srs.into_iter().map(|(_, _, reference)| reference).collect();

@@ -10,6 +10,7 @@ pub mod cbt;
 mod disk;
 mod error;
 mod layer;
+mod mirror;
 mod space;
 mod state;
 

@@ -11,6 +11,7 @@ use xenvault_block::ExtentSet;
 
 use super::cbt::ChangeLogs;
 use super::layer::Layer;
+use super::mirror::Mirror;
 use super::space::{self, LVM_EXTENT_BYTES};
 use super::{AttachMode, CbtMessage, LostBits, SrError, SrKind, SrUsage, VdiInfo};
 
@@ -53,6 +54,8 @@ pub(super) struct State {
     vdis: BTreeMap<Uuid, Vdi>,
     layers: BTreeMap<u64, Layer>,
     next_layer: u64,
+    /// Copies that take every write to a disk, by the disk.
+    mirrors: BTreeMap<Uuid, Mirror>,
 }
 
 impl State {
@@ -206,6 +209,17 @@ impl State {
             parent: layer.parent.and_then(|parent| self.layers.get(&parent)).map(|layer| layer.uuid),
         });
         Ok(bases.collect())
+    }
+
+    pub(super) fn mirror_of(&self, vdi: Uuid) -> Option<&Mirror> {
+        self.mirrors.get(&vdi)
+    }
+
+    pub(super) fn set_mirror(&mut self, vdi: Uuid, mirror: Option<Mirror>) -> Option<Mirror> {
+        match mirror {
+            Some(mirror) => self.mirrors.insert(vdi, mirror),
+            None => self.mirrors.remove(&vdi),
+        }
     }
 
     // Operations
