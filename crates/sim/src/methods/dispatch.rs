@@ -321,10 +321,13 @@ const SPECIAL: &[&str] = &[
     "VIF.remove_ipv6_allowed",
     "SR.scan",
     "SR.update",
+    "SR.forget",
     "SR.set_name_label",
     "SR.set_name_description",
     "SR.set_shared",
     "SR.get_supported_types",
+    "PBD.create",
+    "PBD.destroy",
     "PBD.plug",
     "PBD.unplug",
 ];

@@ -317,6 +317,64 @@ impl Database {
         self.forgotten = self.generation;
     }
 
+    /// Takes rows of a dump over, in the order of their last changes.
+    pub(super) fn fill(&mut self, mut rows: Vec<(&'static Class, String, u64, Vec<Value>)>, generation: u64) {
+        rows.sort_by_key(|(_, _, modified, _)| *modified);
+        let mut number = 0;
+        for (class, reference, _, values) in rows {
+            number += 1;
+            self.recent.insert(number, (class.name.as_str(), reference.clone()));
+            let row = Row { values, created: number, modified: number };
+            let replaced = self.tables.entry(class.name.as_str()).or_default().insert(reference, row);
+            if let Some(replaced) = replaced {
+                self.recent.remove(&replaced.modified);
+            }
+        }
+        self.generation = number.max(generation);
+        self.forgotten = self.generation;
+    }
+
+    /// Gives objects other references, wherever they are named.
+    pub(super) fn rename(&mut self, names: &[(&str, &str)]) {
+        let renamed = |text: &str| names.iter().find(|(old, _)| *old == text).map(|(_, new)| (*new).to_owned());
+        fn walk(value: &mut Value, renamed: &dyn Fn(&str) -> Option<String>) {
+            match value {
+                Value::Text(text) => {
+                    if let Some(new) = renamed(text) {
+                        *text = new;
+                    }
+                }
+                Value::List(items) => items.iter_mut().for_each(|item| walk(item, renamed)),
+                Value::Map(items) => items.iter_mut().for_each(|(_, item)| walk(item, renamed)),
+                _ => {}
+            }
+        }
+        for table in self.tables.values_mut() {
+            for row in table.values_mut() {
+                row.values.iter_mut().for_each(|value| walk(value, &renamed));
+            }
+            for (old, new) in names {
+                if let Some(row) = table.remove(*old) {
+                    table.insert((*new).to_owned(), row);
+                }
+            }
+        }
+        for (_, reference) in self.recent.values_mut() {
+            if let Some(new) = renamed(reference) {
+                *reference = new;
+            }
+        }
+    }
+
+    /// Takes the messages of another database over: they are kept elsewhere and outlive it.
+    pub(crate) fn keep_messages(&mut self, of: &Self) {
+        for message in of.refs("message") {
+            let fields = of.fields("message", &message).unwrap_or_default();
+            let fields = fields.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+            self.create_as("message", &message, fields);
+        }
+    }
+
     fn row(&self, name: &str, reference: &str) -> Outcome<&Row> {
         let row = self.tables.get(name).and_then(|table| table.get(reference));
         row.ok_or_else(|| Failure::handle_invalid(name, reference))

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 use xenvault_block::WriteAt;
 
 use super::nbd_backend::Backend;
-use super::{Inner, SimPool, build};
+use super::{Inner, SimPool, build, restore};
 use crate::core::{Core, HostNode};
 use crate::methods;
 use crate::model::Database;
 use crate::nbd::{NbdOptions, NbdServer};
 use crate::rpc::Failure;
 use crate::storage::{Storage, VdiInfo};
-use crate::{DiskContent, DiskSpec, SimError, SimOptions, control, http};
+use crate::{DiskContent, DiskSpec, GarbageCollection, SimError, SimOptions, control, http};
 
 /// Bytes of generated content that are written at once.
 const PIECE: usize = 1 << 20;
@@ -37,6 +37,8 @@ pub(super) async fn start(options: SimOptions) -> Result<SimPool, SimError> {
     let control = listener.local_addr().map_err(SimError::io("listen for its control interface"))?;
     let pool = SimPool { inner: Arc::new(Inner { core: Arc::clone(&core), nbd: Mutex::new(nbd), control, srs, vms }) };
     control::serve(&pool, &core, listener)?;
+    methods::serve_collectors(&core, &pool.inner.srs);
+    restore::serve(&pool, &core);
     for index in running {
         if let Some(vm) = pool.vms().get(index) {
             pool.start_vm(&vm.uuid, 0).await?;
@@ -88,12 +90,16 @@ pub(super) fn nbd_server(core: &Arc<Core>, index: usize) -> Result<NbdServer, Si
 
 fn build_all(options: SimOptions) -> Result<Built, SimError> {
     let storage = Storage::new().map_err(SimError::io("make a folder for its disks"))?;
+    storage.watch_chains();
+    let at_once = options.garbage_collection == GarbageCollection::AtOnce;
     let mut db = Database::default();
     let nodes = build::hosts(&options, &mut db)?;
     let mut srs = Vec::new();
     for spec in &options.srs {
         let uuid = uuid::Uuid::new_v4();
         storage.create_sr(uuid, spec.kind, spec.size);
+        let refused = |error: crate::storage::SrError| SimError::from(Failure::from(error));
+        storage.set_garbage_collection(uuid, at_once).map_err(refused)?;
         srs.push((spec.name.clone(), uuid, build::sr(&mut db, &nodes, spec, uuid)?));
     }
     if let (Some(pool), Some((_, _, sr))) = (db.refs("pool").first().cloned(), srs.first()) {

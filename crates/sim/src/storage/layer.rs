@@ -112,6 +112,12 @@ pub(super) struct Layer {
     pub(super) sr: Uuid,
     /// The layer below.
     pub(super) parent: Option<u64>,
+    /// The layers right above.
+    pub(super) children: BTreeSet<u64>,
+    /// Whether it takes a disk's writes; a base copy if not.
+    pub(super) leaf: bool,
+    /// The virtual size that a base copy was frozen at, in bytes.
+    pub(super) size: u64,
     /// Whether what was never written is garbage and not zeros: the bottom of a raw volume.
     pub(super) garbage: bool,
     map: RwLock<SectorMap>,
@@ -126,6 +132,9 @@ impl Layer {
             uuid: Uuid::new_v4(),
             sr,
             parent,
+            children: BTreeSet::new(),
+            leaf: true,
+            size: 0,
             garbage: false,
             map: RwLock::default(),
             file: OnceLock::new(),
