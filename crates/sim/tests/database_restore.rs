@@ -115,7 +115,7 @@ async fn a_restored_dump_brings_the_pool_back_as_it_was_with_one_host() {
     // Later: another name, another disk, a VM that goes.
     let later = client.ok("VM.clone", &[vm.clone(), json!("later")]).await;
     let later = client.ok("VM.get_uuid", &[later]).await;
-    client.ok("VM.destroy", &[vm.clone()]).await;
+    client.ok("VM.destroy", std::slice::from_ref(&vm)).await;
     pool.start_vm(later.as_str().unwrap(), 0).await.unwrap();
     let boot = pool.record("host", &pool.hosts()[0].uuid).unwrap()["other_config"]["boot_time"].clone();
     let answer = put(&client, "/pool/xmldbdump?", dump.as_bytes()).await;
@@ -213,7 +213,7 @@ async fn restored_records_keep_their_names_and_count_their_restores() {
     let vm = pool.vm("vm").unwrap();
     let reference = client.ok("VM.get_by_uuid", &[json!(vm.uuid)]).await;
     let snapshot = client.ok("VM.snapshot", &[reference.clone(), json!("s")]).await;
-    let old = client.ok("VM.get_record", &[reference.clone()]).await;
+    let old = client.ok("VM.get_record", std::slice::from_ref(&reference)).await;
     let records = get(&client, &format!("/export_metadata?uuid={}&export_snapshots=false&", vm.uuid)).await.body;
     let vbd = client.ok("VBD.get_uuid", &[old["VBDs"][0].clone()]).await;
     let mac = client.ok("VIF.get_MAC", &[old["VIFs"][0].clone()]).await;
@@ -222,7 +222,7 @@ async fn restored_records_keep_their_names_and_count_their_restores() {
     assert_eq!(task["status"], "success", "{task}");
     let new = client.ok("VM.get_by_uuid", &[json!(vm.uuid)]).await;
     assert_ne!(new, reference);
-    let record = client.ok("VM.get_record", &[new.clone()]).await;
+    let record = client.ok("VM.get_record", std::slice::from_ref(&new)).await;
     assert_eq!(record["version"], json!(1));
     assert_eq!(record["other_config"]["mac_seed"], old["other_config"]["mac_seed"]);
     assert_eq!(client.ok("VBD.get_uuid", &[record["VBDs"][0].clone()]).await, vbd);
@@ -234,7 +234,7 @@ async fn restored_records_keep_their_names_and_count_their_restores() {
     assert_eq!(task["status"], "success", "{task}");
     let named = client.ok("VM.get_by_name_label", &[json!("vm")]).await;
     let copy = named.as_array().unwrap().iter().find(|known| **known != new).unwrap();
-    let copied = client.ok("VM.get_record", &[copy.clone()]).await;
+    let copied = client.ok("VM.get_record", std::slice::from_ref(copy)).await;
     assert_eq!(copied["version"], json!(0));
     assert_ne!(copied["other_config"]["mac_seed"], old["other_config"]["mac_seed"]);
     assert_ne!(client.ok("VIF.get_MAC", &[copied["VIFs"][0].clone()]).await, mac);

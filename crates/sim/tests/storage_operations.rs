@@ -377,3 +377,33 @@ fn ten_thousand_scattered_writes_mark_their_blocks_and_no_others() {
     let range = ByteRange::with_length(page * 4096, 4096).unwrap();
     assert_eq!(disk.read(range).unwrap(), [9_999_u64 as u8; 4096][..]);
 }
+
+#[test]
+fn noise_costs_nothing_is_the_same_for_a_seed_and_can_be_read_anywhere() {
+    let pool = Fixture::new(SrKind::Ext, GIB);
+    let make = |seed: u64| {
+        let vdi = Uuid::new_v4();
+        pool.storage.create_vdi_with_noise(pool.sr, vdi, 16 * MIB, seed, 3 * MIB + 100).unwrap();
+        pool.storage.disk(vdi).unwrap()
+    };
+    let (one, same, other) = (make(7), make(7), make(8));
+    let bytes = one.read(ByteRange::up_to(16 * MIB)).unwrap();
+    assert_eq!(same.read(ByteRange::up_to(16 * MIB)).unwrap(), bytes);
+    assert_ne!(other.read(ByteRange::up_to(16 * MIB)).unwrap(), bytes);
+    let end = (3 * MIB + 512) as usize;
+    assert!(bytes[end..].iter().all(|byte| *byte == 0));
+    for byte in 0..=255 {
+        let count = bytes[..end].iter().filter(|known| **known == byte).count();
+        assert!((11_000..14_000).contains(&count), "{byte}: {count}");
+    }
+    for (start, length) in [(1, 1), (65_535, 3), (1_000_003, 100_001), (end as u64 - 5, 600)] {
+        let range = ByteRange::with_length(start, length).unwrap();
+        assert_eq!(one.read(range).unwrap(), bytes[start as usize..(start + length) as usize]);
+    }
+    assert_eq!(one.allocated_blocks().unwrap().total_bytes(), 4 * MIB);
+    one.write_all_at(&[1; 700], 5_000).unwrap();
+    let mut expected = bytes.to_vec();
+    expected[5_000..5_700].fill(1);
+    assert_eq!(one.read(ByteRange::up_to(16 * MIB)).unwrap(), expected);
+    assert_eq!(same.read(ByteRange::up_to(16 * MIB)).unwrap(), bytes);
+}

@@ -111,11 +111,12 @@ impl Database {
         let row = Row { values, created: self.generation, modified: self.generation };
         self.recent.insert(self.generation, (class.name.as_str(), reference.to_owned()));
         let replaced = self.tables.entry(class.name.as_str()).or_default().insert(reference.to_owned(), row);
+        let new = replaced.is_none();
         if let Some(replaced) = replaced {
             self.recent.remove(&replaced.modified);
         }
         for (field, value) in links {
-            self.link(name, reference, &field, NULL, value.as_str());
+            self.link(name, reference, &field, NULL, value.as_str(), new);
         }
     }
 
@@ -124,7 +125,7 @@ impl Database {
         let Ok(class) = class(name) else { return };
         for (one, field, ..) in RELATIONS.iter().filter(|relation| relation.0 == name) {
             let old = self.text(one, reference, field);
-            self.link(one, reference, field, &old, NULL);
+            self.link(one, reference, field, &old, NULL, false);
         }
         let Some(row) = self.tables.get_mut(class.name.as_str()).and_then(|table| table.remove(reference)) else {
             return;
@@ -239,7 +240,7 @@ impl Database {
         if let Some(entry) = entry {
             self.recent.insert(generation, entry);
         }
-        self.link(name, reference, field, old.as_str(), value.as_str());
+        self.link(name, reference, field, old.as_str(), value.as_str(), false);
     }
 
     /// Sets a key of a map.
@@ -380,8 +381,9 @@ impl Database {
         row.ok_or_else(|| Failure::handle_invalid(name, reference))
     }
 
-    /// Keeps the many end of a relation equal to the single end.
-    fn link(&mut self, name: &str, reference: &str, field: &str, old: &str, new: &str) {
+    /// Keeps the many end of a relation equal to the single end. A `first` object can be in no set yet, which then needs
+    /// no search.
+    fn link(&mut self, name: &str, reference: &str, field: &str, old: &str, new: &str, first: bool) {
         let Some(&(.., many, set)) = RELATIONS.iter().find(|relation| relation.0 == name && relation.1 == field) else {
             return;
         };
@@ -391,7 +393,9 @@ impl Database {
             let Some(Value::List(items)) = row.values.get_mut(position) else { continue };
             // In place: an SR has thousands of disks.
             let before = items.len();
-            items.retain(|item| item.as_str() != reference);
+            if !first {
+                items.retain(|item| item.as_str() != reference);
+            }
             if add {
                 items.insert(0, reference.into());
             }

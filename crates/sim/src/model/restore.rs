@@ -310,7 +310,7 @@ mod tests {
         let their_host = pool(&mut foreign);
         let slave = foreign.create("host", vec![]);
         let read = Dump::read(&foreign.dump()).unwrap().prepare(&db, &host).unwrap();
-        assert_eq!(read.refs("host"), [host.clone()]);
+        assert_eq!(read.refs("host"), std::slice::from_ref(&host));
         assert!(!read.exists("host", &their_host) && !read.exists("host", &slave));
         assert_eq!(read.text("host", &host, "uuid"), db.text("host", &host, "uuid"));
         let domain = db.text("host", &host, "control_domain");

@@ -5,8 +5,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use xenvault_block::WriteAt;
-
 use super::nbd_backend::Backend;
 use super::{Inner, SimPool, build, restore};
 use crate::core::{Core, HostNode};
@@ -16,9 +14,6 @@ use crate::nbd::{NbdOptions, NbdServer};
 use crate::rpc::Failure;
 use crate::storage::{Storage, VdiInfo};
 use crate::{DiskContent, DiskSpec, GarbageCollection, SimError, SimOptions, control, http};
-
-/// Bytes of generated content that are written at once.
-const PIECE: usize = 1 << 20;
 
 struct Built {
     core: Arc<Core>,
@@ -40,8 +35,9 @@ pub(super) async fn start(options: SimOptions) -> Result<SimPool, SimError> {
     methods::serve_collectors(&core, &pool.inner.srs);
     restore::serve(&pool, &core);
     for index in running {
-        if let Some(vm) = pool.vms().get(index) {
-            pool.start_vm(&vm.uuid, 0).await?;
+        if let Some(vm) = pool.inner.vms.get(index) {
+            let uuid = core.db().text("VM", vm, "uuid");
+            pool.start_vm(&uuid, 0).await?;
         }
     }
     let baseline = {
@@ -157,26 +153,11 @@ fn fill(storage: &Storage, sr: uuid::Uuid, spec: &DiskSpec) -> Result<VdiInfo, S
         }
         return tracked(storage, info, spec);
     }
-    let info = storage.create_vdi(sr, id, spec.size).map_err(failure)?;
-    if let DiskContent::Random { seed, bytes } = spec.content {
-        let disk = storage.disk(id).map_err(failure)?;
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut at = 0;
-        while at < bytes.min(info.virtual_size) {
-            let length = usize::try_from(bytes.min(info.virtual_size) - at).unwrap_or(PIECE).min(PIECE);
-            let mut piece = Vec::with_capacity(length + 8);
-            while piece.len() < length {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                piece.extend_from_slice(&state.to_le_bytes());
-            }
-            piece.truncate(length);
-            disk.write_all_at(&piece, at).map_err(SimError::io("write a disk's first content"))?;
-            at += length as u64;
-        }
-    }
-    tracked(storage, info, spec)
+    let made = match spec.content {
+        DiskContent::Random { seed, bytes } => storage.create_vdi_with_noise(sr, id, spec.size, seed, bytes),
+        _ => storage.create_vdi(sr, id, spec.size),
+    };
+    tracked(storage, made.map_err(failure)?, spec)
 }
 
 fn tracked(storage: &Storage, info: VdiInfo, spec: &DiskSpec) -> Result<VdiInfo, SimError> {

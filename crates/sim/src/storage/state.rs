@@ -40,6 +40,16 @@ impl Sr {
     }
 }
 
+/// What a new disk holds.
+pub(super) enum Content {
+    /// Nothing.
+    None,
+    /// The content of a file, where it has any.
+    File(File, ExtentSet),
+    /// Noise in its first bytes.
+    Noise { seed: u64, bytes: u64 },
+}
+
 /// A disk.
 #[derive(Debug)]
 pub(super) struct Vdi {
@@ -175,13 +185,7 @@ impl State {
 
     // Operations
 
-    pub(super) fn create(
-        &mut self,
-        sr: Uuid,
-        vdi: Uuid,
-        wanted: u64,
-        content: Option<(File, ExtentSet)>,
-    ) -> Result<VdiInfo, SrError> {
+    pub(super) fn create(&mut self, sr: Uuid, vdi: Uuid, wanted: u64, content: Content) -> Result<VdiInfo, SrError> {
         let kind = self.sr(sr)?.kind;
         if self.vdis.contains_key(&vdi) {
             return Err(SrError::exists());
@@ -189,11 +193,15 @@ impl State {
         let size = space::disk_size(kind, wanted)?;
         let mut layer = Layer::new(sr, None);
         layer.garbage = kind == SrKind::LvmRaw;
-        if let Some((file, extents)) = content {
-            // A raw volume that was filled from a file has zeros where the file has holes.
-            let extents =
-                if layer.garbage { ExtentSet::from_range(xenvault_block::ByteRange::up_to(size)) } else { extents };
-            layer = layer.with_source(file, &extents);
+        match content {
+            Content::None => {}
+            Content::File(file, extents) => {
+                // A raw volume that was filled from a file has zeros where the file has holes.
+                let whole = || ExtentSet::from_range(xenvault_block::ByteRange::up_to(size));
+                let extents = if layer.garbage { whole() } else { extents };
+                layer = layer.with_source(file, &extents);
+            }
+            Content::Noise { seed, bytes } => layer = layer.with_noise(seed, bytes.min(size)),
         }
         let needed = match kind {
             SrKind::Ext => space::vhd_file(size, layer.block_count()),

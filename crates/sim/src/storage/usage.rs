@@ -156,11 +156,7 @@ mod tests {
                     }
                     (3, Some(disk)) if storage.snapshot(disk, new).is_ok() => disks.push(new),
                     (4, Some(disk)) if storage.clone_vdi(disk, new).is_ok() => disks.push(new),
-                    (5, Some(disk)) => {
-                        if storage.destroy(disk).is_ok() {
-                            disks.retain(|known| *known != disk);
-                        }
-                    }
+                    (5, Some(disk)) if storage.destroy(disk).is_ok() => disks.retain(|known| *known != disk),
                     (6, Some(disk)) => drop(storage.enable_cbt(disk, false)),
                     (7, Some(disk)) => {
                         drop(storage.attach(disk, AttachMode::ReadWrite));
