@@ -197,7 +197,7 @@ impl World {
                 self.crash().await;
                 self.happened(Truth::Ha);
                 self.lab.sim.ha_restart_vm("vm-1", 1 - died).await.unwrap();
-                        self.look_after_the_log(was_tracked);
+                self.look_after_the_log(was_tracked);
                 "HA restart"
             }
             (2 | 3, true) => {

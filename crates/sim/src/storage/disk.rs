@@ -137,11 +137,7 @@ impl Disk {
 
     /// Own layer, size and kind.
     fn place(&self, state: &State) -> io::Result<(u64, u64, SrKind)> {
-        let gone = |error| io::Error::new(io::ErrorKind::NotFound, error);
-        let top = state.top_of(self.vdi).map_err(gone)?;
-        let vdi = state.vdi(self.vdi).map_err(gone)?;
-        let kind = state.sr(vdi.sr).map_err(gone)?.kind;
-        Ok((top, vdi.size, kind))
+        place(state, self.vdi)
     }
 
     fn fill(&self, buffer: &mut [u8], range: ByteRange) -> io::Result<()> {
@@ -154,31 +150,50 @@ impl Disk {
     }
 
     /// Records a write in the change log, then does it to the disk's own layer. `whole` is whole sectors.
-    fn change(&self, whole: ByteRange, act: impl FnOnce(&Layer) -> io::Result<()>) -> io::Result<()> {
+    fn change(&self, whole: ByteRange, act: impl Fn(&Layer) -> io::Result<()>) -> io::Result<()> {
         let state = self.storage.read();
-        let (top, size, kind) = self.place(&state)?;
-        if whole.end() > size {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        let vdi = state.vdi(self.vdi).map_err(io::Error::other)?;
-        let layer = state.layer(top).ok_or(io::ErrorKind::NotFound)?;
-        let sr = state.sr(vdi.sr).map_err(io::Error::other)?;
-        sr.logs().record(self.vdi, whole.start(), whole.len());
-        let _writing = layer.lock_writing();
-        if kind != SrKind::Ext {
-            let done = act(layer);
-            sr.counted.forget();
-            return done;
-        }
-        let blocks = layer.missing_blocks(whole);
-        if blocks == 0 {
-            return act(layer);
-        }
-        if state.free_bytes(vdi.sr).map_err(io::Error::other)? < blocks * VHD_BLOCK_BYTES {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        sr.counted.while_adding(space::vhd_file(0, blocks) - space::vhd_file(0, 0), || act(layer))
+        change_in(&state, self.vdi, whole, &act)
     }
+}
+
+/// A disk's own layer, its size and its kind.
+pub(super) fn place(state: &State, vdi: Uuid) -> io::Result<(u64, u64, SrKind)> {
+    let gone = |error| io::Error::new(io::ErrorKind::NotFound, error);
+    let top = state.top_of(vdi).map_err(gone)?;
+    let vdi = state.vdi(vdi).map_err(gone)?;
+    let kind = state.sr(vdi.sr).map_err(gone)?.kind;
+    Ok((top, vdi.size, kind))
+}
+
+/// A write to one disk.
+pub(super) fn change_in(
+    state: &State,
+    id: Uuid,
+    whole: ByteRange,
+    act: &dyn Fn(&Layer) -> io::Result<()>,
+) -> io::Result<()> {
+    let (top, size, kind) = place(state, id)?;
+    if whole.end() > size {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    let vdi = state.vdi(id).map_err(io::Error::other)?;
+    let layer = state.layer(top).ok_or(io::ErrorKind::NotFound)?;
+    let sr = state.sr(vdi.sr).map_err(io::Error::other)?;
+    sr.logs().record(id, whole.start(), whole.len());
+    let _writing = layer.lock_writing();
+    if kind != SrKind::Ext {
+        let done = act(layer);
+        sr.counted.forget();
+        return done;
+    }
+    let blocks = layer.missing_blocks(whole);
+    if blocks == 0 {
+        return act(layer);
+    }
+    if state.free_bytes(vdi.sr).map_err(io::Error::other)? < blocks * VHD_BLOCK_BYTES {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    sr.counted.while_adding(space::vhd_file(0, blocks) - space::vhd_file(0, 0), || act(layer))
 }
 
 impl ReadAt for Disk {

@@ -250,7 +250,7 @@ impl Storage {
     /// # Errors
     /// 79 for a size that the type can not have, 44 without space, 47 without the repository, 43 if it exists.
     pub fn create_vdi(&self, sr: Uuid, vdi: Uuid, virtual_size: u64) -> Result<VdiInfo, SrError> {
-        self.write().create(sr, vdi, virtual_size, Content::None)
+        self.write().create(sr, vdi, virtual_size, None)
     }
 
     /// Makes a disk with the content of a file, as large as it (rounded up). Holes of the file stay unallocated.
@@ -263,7 +263,7 @@ impl Storage {
         let file = File::open(path).map_err(broken)?;
         let length = file.metadata().map_err(broken)?.len();
         let content = layer::data_extents(&file, length).map_err(broken)?;
-        self.write().create(sr, vdi, length, Content::File(file, content))
+        self.write().create(sr, vdi, length, Some(Content::File(file, content)))
     }
 
     /// Makes a disk whose first `bytes` (to the end of the sector) are noise that does not compress, the same for the
@@ -279,7 +279,7 @@ impl Storage {
         seed: u64,
         bytes: u64,
     ) -> Result<VdiInfo, SrError> {
-        self.write().create(sr, vdi, virtual_size, Content::Noise { seed, bytes })
+        self.write().create(sr, vdi, virtual_size, Some(Content::Noise { seed, bytes }))
     }
 
     /// `VDI.snapshot`: `snapshot` gets the present content, and the change log by renaming.

@@ -42,8 +42,6 @@ impl Sr {
 
 /// What a new disk holds.
 pub(super) enum Content {
-    /// Nothing.
-    None,
     /// The content of a file, where it has any.
     File(File, ExtentSet),
     /// Noise in its first bytes.
@@ -185,7 +183,13 @@ impl State {
 
     // Operations
 
-    pub(super) fn create(&mut self, sr: Uuid, vdi: Uuid, wanted: u64, content: Content) -> Result<VdiInfo, SrError> {
+    pub(super) fn create(
+        &mut self,
+        sr: Uuid,
+        vdi: Uuid,
+        wanted: u64,
+        content: Option<Content>,
+    ) -> Result<VdiInfo, SrError> {
         let kind = self.sr(sr)?.kind;
         if self.vdis.contains_key(&vdi) {
             return Err(SrError::exists());
@@ -194,14 +198,14 @@ impl State {
         let mut layer = Layer::new(sr, None);
         layer.garbage = kind == SrKind::LvmRaw;
         match content {
-            Content::None => {}
-            Content::File(file, extents) => {
+            None => {}
+            Some(Content::File(file, extents)) => {
                 // A raw volume that was filled from a file has zeros where the file has holes.
                 let whole = || ExtentSet::from_range(xenvault_block::ByteRange::up_to(size));
                 let extents = if layer.garbage { whole() } else { extents };
                 layer = layer.with_source(file, &extents);
             }
-            Content::Noise { seed, bytes } => layer = layer.with_noise(seed, bytes.min(size)),
+            Some(Content::Noise { seed, bytes }) => layer = layer.with_noise(seed, bytes.min(size)),
         }
         let needed = match kind {
             SrKind::Ext => space::vhd_file(size, layer.block_count()),
