@@ -90,6 +90,8 @@ fn a_pool_with_more_than_ten_faults_has_each_named_with_its_remedy() {
     call(&bench, "VM.set_blocked_operations", &[vm(&bench, "blocked"), json!({"snapshot": "a test forbids it"})]);
     call(&bench, "VDI.set_on_boot", &[disk(&bench, "reset"), json!("reset")]);
     for _ in 0..21 {
+        // A disk without a write since its last snapshot gets no deeper.
+        bench.pool.guest_write("deep", "0", 0, &[1; 512]).unwrap();
         call(&bench, "VM.snapshot", &[vm(&bench, "deep"), json!("another"), json!([])]);
     }
     let instance = std::fs::read_to_string(bench.path(&bench.installation).join("instance")).unwrap();

@@ -130,6 +130,10 @@ pub(crate) struct Core {
     pub(crate) registrations: Mutex<HashMap<String, (Vec<String>, u64)>>,
     /// Background tasks that can be cancelled.
     pub(crate) cancels: Mutex<HashMap<String, CancellationToken>>,
+    /// Where restored databases wait, with the host that boots with them.
+    pub(crate) restores: OnceLock<tokio::sync::mpsc::Sender<(usize, Database)>>,
+    /// Garbage collection of every SR.
+    pub(crate) collectors: crate::methods::Collectors,
     /// What VTPMs hold, by their references. Never part of a record.
     vtpms: Mutex<HashMap<String, String>>,
     /// What stood in the pool when it had started.
@@ -197,6 +201,8 @@ impl Core {
             nbd_faults: NbdFaults::default(),
             registrations: Mutex::default(),
             cancels: Mutex::default(),
+            restores: OnceLock::new(),
+            collectors: crate::methods::Collectors::default(),
             vtpms: Mutex::default(),
             baseline: OnceLock::new(),
             task_owners: Mutex::default(),
@@ -215,7 +221,27 @@ impl Core {
         let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         self.holder.store(me, Ordering::Relaxed);
         let before = db.generation();
-        DbGuard { db, generation: &self.generation, holder: &self.holder, before }
+        let mut guard = DbGuard { db, generation: &self.generation, holder: &self.holder, before };
+        // Nobody sees records of chains as they were.
+        let moved = self.storage.take_chain_changes();
+        if !moved.is_empty() {
+            for change in &moved {
+                self.collectors.kick(change.sr);
+            }
+            crate::methods::apply_chain_changes(&mut guard, moved);
+        }
+        guard
+    }
+
+    /// Puts a restored database into the place of the present one. Tasks, sessions and what hung on them are gone.
+    pub(crate) fn replace_db(&self, mut database: Database) {
+        let mut db = self.db();
+        database.keep_messages(&db);
+        *db = database;
+        drop(db);
+        self.crashed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// A receiver that sees every later change of the database.

@@ -43,6 +43,33 @@ pub struct SimOptions {
     pub hardware_virtualisation: bool,
     /// Delay before a wrong password is refused (over 2 s in a real pool).
     pub wrong_password_delay: Duration,
+    /// Time that an operation of the storage manager takes (make, delete, snapshot or grow a disk, scan, attach or
+    /// detach an SR, change tracking), while it stands in `current_operations` of the SR and keeps others out.
+    pub sr_delay: Duration,
+    /// When base copies that nothing needs are merged or removed.
+    pub garbage_collection: GarbageCollection,
+    /// Time between a restored database dump and the reboot into it (30 s in a real pool).
+    pub restore_fuse: Duration,
+}
+
+/// When the storage manager's garbage collector works: base copies without a use are removed, and ones below a single
+/// child are merged with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GarbageCollection {
+    /// All at once, as part of the call that deletes a disk. No real server does that; tests are fast by it.
+    #[default]
+    AtOnce,
+    /// As on a real server: some time after a disk was deleted or the SR was scanned, one merge after the other.
+    Timed {
+        /// Time before the first one (5 minutes on a real server).
+        quiet: Duration,
+        /// Time that each one takes at least.
+        merge: Duration,
+        /// Speed of the copying; none for as fast as can be.
+        bytes_per_second: Option<u64>,
+    },
+    /// Only as ordered by [`crate::SimPool::step_coalesce`] and [`crate::SimPool::coalesce_all`].
+    OnOrder,
 }
 
 impl Default for SimOptions {
@@ -65,6 +92,9 @@ impl Default for SimOptions {
             session_timeout: Duration::from_secs(86_400),
             hardware_virtualisation: true,
             wrong_password_delay: Duration::from_millis(20),
+            sr_delay: Duration::ZERO,
+            garbage_collection: GarbageCollection::AtOnce,
+            restore_fuse: Duration::from_secs(30),
         }
     }
 }
@@ -157,14 +187,24 @@ pub struct SrSpec {
     pub kind: SrKind,
     /// Physical size in bytes.
     pub size: u64,
-    /// Index of the only host that has a PBD for it; `None` means shared by all.
+    /// Index of the only host that has a PBD for it; `None` means shared.
     pub local_to: Option<usize>,
+    /// Indexes of the hosts that have a PBD for a shared one; empty means all.
+    pub seen_by: Vec<usize>,
 }
 
 impl SrSpec {
     /// A shared SR of 16 TiB.
     pub fn new(name: &str, kind: SrKind) -> Self {
-        Self { name: name.to_owned(), kind, size: 16 << 40, local_to: None }
+        Self { name: name.to_owned(), kind, size: 16 << 40, local_to: None, seen_by: Vec::new() }
+    }
+
+    /// Shares it between some hosts only, by their indexes. Without the coordinator among them nothing can be done
+    /// with it.
+    #[must_use]
+    pub fn seen_by(mut self, hosts: &[usize]) -> Self {
+        self.seen_by = hosts.to_vec();
+        self
     }
 }
 

@@ -57,7 +57,8 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         refuse(link, &task, &Failure::bare("VDI_MISSING"), "HTTP/1.1 400 Bad Request").await;
         return;
     };
-    if let Some(page) = redirection(core, host, request, &sr) {
+    if let Some(redirection) = redirection(core, host, request, std::slice::from_ref(&sr)) {
+        let page = redirection.unwrap_or_else(|failure| response::internal_error(&failure.text()));
         send(link, &page).await;
         return;
     }

@@ -53,12 +53,18 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     let disks = if metadata { Vec::new() } else { disks(core, &vms) };
-    for vdi in &disks {
-        let sr = core.db().text("VDI", vdi, "SR");
-        if let Some(page) = redirection(core, host, request, &sr) {
-            send(link, &page).await;
-            return;
-        }
+    let srs: Vec<String> = {
+        let db = core.db();
+        disks.iter().map(|vdi| db.text("VDI", vdi, "SR")).collect()
+    };
+    if let Some(redirection) = redirection(core, host, request, &srs) {
+        // Where it leads to a host that sees everything, the task is that one's affair.
+        let page = redirection.unwrap_or_else(|failure| {
+            task.fail(&failure);
+            response::internal_error(&failure.text())
+        });
+        send(link, &page).await;
+        return;
     }
     let snapshots = metadata && request.param("export_snapshots") != Some("false");
     let (selection, records) = {

@@ -48,7 +48,8 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let task = TransferTask::new(core, host, request, if metadata { "VM.metadata_import" } else { "VM.import" });
     let flag = |name: &str| request.param(name) == Some("true");
-    let mut wishes = Wishes { restore: flag("restore"), force: flag("force"), sr: None };
+    let mut wishes =
+        Wishes { restore: flag("restore"), force: flag("force"), dry_run: metadata && flag("dry_run"), sr: None };
     if !metadata {
         match sr_of(core, request) {
             Ok(sr) => wishes.sr = Some(sr),
@@ -59,7 +60,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
             }
         }
     }
-    if let Some(page) = wishes.sr.as_ref().and_then(|sr| redirection(core, host, request, sr)) {
+    let sr = wishes.sr.as_ref().map(std::slice::from_ref);
+    if let Some(redirection) = sr.and_then(|sr| redirection(core, host, request, sr)) {
+        let page = redirection.unwrap_or_else(|failure| {
+            task.fail(&failure);
+            response::internal_error(&failure.text())
+        });
         send(link, &page).await;
         return;
     }
@@ -78,7 +84,7 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         (Ok(vms), _) => task.succeed(Some(&Value::texts(vms))),
         (Err(failure), _) => {
             let begun = made.is_some();
-            if let Some(made) = made {
+            if let Some(made) = made.filter(|_| !wishes.force) {
                 xva::remove(core, &made);
             }
             task.fail(&failure);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Operation;
+use super::{Operation, sr};
 use crate::core::Core;
 use crate::model::{Database, NULL, Value, new_ref};
 use crate::rpc::{Failure, Outcome};
@@ -170,10 +170,21 @@ fn device_name(db: &Database, vbd: &str) -> String {
     }
 }
 
+/// `SR_NOT_ATTACHED` if the host that runs a device's VM does not see its disk.
+fn check_sees(db: &Database, vbd: &str) -> Outcome<()> {
+    if db.flag("VBD", vbd, "empty") {
+        return Ok(());
+    }
+    let host = db.text("VM", &db.text("VBD", vbd, "VM"), "resident_on");
+    let sr = db.text("VDI", &db.text("VBD", vbd, "VDI"), "SR");
+    if sr::hosts(db, &sr).contains(&host) { Ok(()) } else { Err(Failure::new("SR_NOT_ATTACHED", [sr])) }
+}
+
 /// `VBD.plug`, with the time that it takes.
 pub(super) async fn plug(core: &Arc<Core>, task: &str, vbd: &str) -> Outcome<()> {
     let check = |db: &Database| check(db, vbd, "plug", true);
     let operation = Operation::begin_as(core, task, &[("VBD", vbd, "plug")], check).await?;
+    check_sees(&core.db(), vbd)?;
     if !core.options.attach_delay.is_zero() {
         tokio::time::sleep(core.options.attach_delay).await;
     }

@@ -10,7 +10,7 @@ use xenvault_block::{ByteRange, ExtentSet, ReadAt, SECTOR_BYTES, VHD_BLOCK_BYTES
 
 use super::layer::{Layer, PAGE_BYTES, page_mask, runs};
 use super::state::State;
-use super::{SrKind, Storage};
+use super::{SrKind, Storage, space};
 
 /// What a copy reads and looks at in one go.
 pub(super) const COPY_BYTES: u64 = 1 << 20;
@@ -187,15 +187,22 @@ pub(super) fn change_in(
     }
     let vdi = state.vdi(id).map_err(io::Error::other)?;
     let layer = state.layer(top).ok_or(io::ErrorKind::NotFound)?;
-    if kind == SrKind::Ext {
-        let needed = layer.missing_blocks(whole) * VHD_BLOCK_BYTES;
-        if needed > 0 && state.free_bytes(vdi.sr).map_err(io::Error::other)? < needed {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-    }
-    state.sr(vdi.sr).map_err(io::Error::other)?.logs().record(id, whole.start(), whole.len());
+    let sr = state.sr(vdi.sr).map_err(io::Error::other)?;
+    sr.logs().record(id, whole.start(), whole.len());
     let _writing = layer.lock_writing();
-    act(layer)
+    if kind != SrKind::Ext {
+        let done = act(layer);
+        sr.counted.forget();
+        return done;
+    }
+    let blocks = layer.missing_blocks(whole);
+    if blocks == 0 {
+        return act(layer);
+    }
+    if state.free_bytes(vdi.sr).map_err(io::Error::other)? < blocks * VHD_BLOCK_BYTES {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    sr.counted.while_adding(space::vhd_file(0, blocks) - space::vhd_file(0, 0), || act(layer))
 }
 
 impl ReadAt for Disk {
