@@ -48,7 +48,11 @@ pub(super) const TABLE: &[Classified] = &[
     row("HOST_NOT_LIVE", Later, "a member is away"),
     row("HOST_OFFLINE", Later, "a member is away"),
     row("HOST_STILL_BOOTING", RetryNow, "the toolstack is starting"),
-    row("IMPORT_ERROR_CANNOT_HANDLE_CHUNKED", FallBack, "write the disk from begin to end"),
+    row(
+        "IMPORT_ERROR_CANNOT_HANDLE_CHUNKED",
+        Permanent,
+        "HTTP chunked coding is not understood; a length has to be sent",
+    ),
     row("INTERNAL_ERROR", Permanent, "the pool failed; what it did is unknown"),
     row("INVALID_DEVICE", Permanent, "the device number is not possible"),
     row("INVALID_VALUE", Permanent, "a parameter of ours is wrong"),
