@@ -109,16 +109,16 @@ pub(crate) async fn await_task<T: tasks::FromTaskResult>(
     operation: &str,
     started: Result<task::Ref, XenApiError>,
 ) -> Result<T, XenApiError> {
-    await_task_on(session, journal, options, operation, Vec::new(), started).await
+    await_task_on(session, journal, options, operation, tasks::HostLives::default(), started).await
 }
 
-/// As [`await_task`], for work that ends in nothing if one of these hosts dies (X06).
+/// As [`await_task`], for work that ends in nothing if one of these hosts dies (X06); they were looked at before the call.
 pub(crate) async fn await_task_on<T: tasks::FromTaskResult>(
     session: &Session,
     journal: &Journal,
     options: &EngineOptions,
     operation: &str,
-    hosts: Vec<host::Ref>,
+    hosts: tasks::HostLives,
     started: Result<task::Ref, XenApiError>,
 ) -> Result<T, XenApiError> {
     let task = started?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use xenvault_xenapi::{Session, XenApiError, vdi, vm};
+use xenvault_xenapi::{Session, XenApiError, tasks, vdi, vm};
 
 use super::super::prerequisites::Ground;
 use crate::EngineError;
@@ -37,9 +37,10 @@ pub(super) async fn make(run: &Run, ground: &Ground, vm: &vm::Ref, name: &str) -
     let mut attempt = 1;
     loop {
         let host = vm::get_resident_on(session, vm).await.doing("read the VM's host")?;
+        let hosts = tasks::host_lives(session, &[host]).await;
         let started = vm::snapshot_async(session, vm, name, &[]).await;
         let (options, journal) = (run.engine.options(), run.journal()?);
-        let taken = await_task_on::<vm::Ref>(session, journal, options, "VM.snapshot", vec![host], started).await;
+        let taken = await_task_on::<vm::Ref>(session, journal, options, "VM.snapshot", hosts, started).await;
         let error = match taken {
             Ok(reference) => return Ok((reference, attempt > 1)),
             Err(error) if error.is_lost_answer() || matches!(error, XenApiError::TaskStalled { .. }) => error,
