@@ -34,7 +34,8 @@ pub(crate) use call::Call;
 pub(crate) use dispatch::{Reply, dispatch};
 pub(crate) use fields::record;
 pub(crate) use host_life::{
-    boot_host, crash_host, end_toolstack_work, host_failed, move_coordinator, stop_host, toolstack_started,
+    begin_fail_over, boot_host, crash_host, end_fail_over, end_toolstack_work, host_failed, move_coordinator,
+    stop_host, toolstack_started,
 };
 pub(crate) use operation::Operation;
 pub(crate) use sr::{features, hosts as hosts_of_sr};
