@@ -102,13 +102,13 @@ pub(crate) async fn is_live(session: &Session, host: &host::Ref) -> bool {
 }
 
 /// Awaits a task that a journal knows about from its first moment, so that a crash leaves no unknown task behind. The
-/// work ends in nothing if one of these hosts dies (X06).
+/// work ends in nothing if one of these hosts dies (X06); they were looked at before the call.
 pub(crate) async fn await_task_on<T: tasks::FromTaskResult>(
     session: &Session,
     journal: &Journal,
     options: &EngineOptions,
     operation: &str,
-    hosts: Vec<host::Ref>,
+    hosts: tasks::HostLives,
     started: Result<task::Ref, XenApiError>,
 ) -> Result<T, XenApiError> {
     let task = started?;
@@ -154,10 +154,11 @@ where
 }
 
 /// The hosts without which nothing can be done with disks of this SR: its only one, if there is only one (X06).
-pub(crate) async fn only_hosts(session: &Session, sr: &sr::Record) -> Vec<host::Ref> {
-    match sr.pbds.as_slice() {
-        [only] => pbd::get_record(session, only).await.map(|pbd| vec![pbd.host]).unwrap_or_default(),
-        _ => Vec::new(),
+pub(crate) async fn only_hosts(session: &Session, sr: &sr::Record) -> tasks::HostLives {
+    let [only] = sr.pbds.as_slice() else { return tasks::HostLives::default() };
+    match pbd::get_record(session, only).await {
+        Ok(pbd) => tasks::host_lives(session, &[pbd.host]).await,
+        Err(_) => tasks::HostLives::default(),
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct HostNode {
     powered: AtomicBool,
     /// Its toolstack runs.
     toolstack: AtomicBool,
+    /// Its toolstack answers every call with `HOST_STILL_BOOTING`.
+    booting: AtomicBool,
     /// A high-availability message has told of the host's last failure.
     pub(crate) failure_told: AtomicBool,
 }
@@ -75,6 +77,7 @@ impl HostNode {
             life: Mutex::new(CancellationToken::new()),
             powered: AtomicBool::new(true),
             toolstack: AtomicBool::new(true),
+            booting: AtomicBool::new(false),
             failure_told: AtomicBool::new(true),
         }
     }
@@ -91,6 +94,11 @@ impl HostNode {
     /// Whether it answers: the machine and its toolstack run.
     pub(crate) fn is_up(&self) -> bool {
         self.is_powered() && self.toolstack.load(Ordering::SeqCst)
+    }
+
+    /// Whether its toolstack answers, but does not serve yet.
+    pub(crate) fn is_booting(&self) -> bool {
+        self.booting.load(Ordering::SeqCst)
     }
 
     /// Ends the toolstack's connections and calls.
@@ -294,12 +302,12 @@ impl Core {
         self.standing.send_modify(|count| *count += 1);
     }
 
-    /// Whether the coordinator answers.
+    /// Whether the coordinator serves.
     pub(crate) fn has_coordinator(&self) -> bool {
-        self.hosts.get(self.coordinator()).is_some_and(HostNode::is_up)
+        self.hosts.get(self.coordinator()).is_some_and(|node| node.is_up() && !node.is_booting())
     }
 
-    /// Returns as soon as a coordinator answers: members have no answers of their own.
+    /// Returns as soon as a coordinator serves: members have no answers of their own.
     pub(crate) async fn await_coordinator(&self) {
         let mut changes = self.standing.subscribe();
         while !self.has_coordinator() {
@@ -316,6 +324,12 @@ impl Core {
         if !(powered && toolstack) {
             node.end_life();
         }
+        self.standing.send_modify(|count| *count += 1);
+    }
+
+    /// Says of a toolstack that runs whether it serves yet.
+    pub(crate) fn set_booting(&self, node: &HostNode, booting: bool) {
+        node.booting.store(booting, Ordering::SeqCst);
         self.standing.send_modify(|count| *count += 1);
     }
 

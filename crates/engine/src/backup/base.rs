@@ -392,10 +392,9 @@ async fn changes(
 ) -> Result<Result<ChangedBlocks, FullReason>, EngineError> {
     let session = run.session();
     let (options, journal) = (run.engine.options(), run.journal()?);
-    let hosts = only_hosts(session, &shot.live.sr).await;
     let list = || async {
+        let hosts = only_hosts(session, &shot.live.sr).await;
         let started = vdi::list_changed_blocks_async(session, base, &shot.reference).await;
-        let hosts = hosts.clone();
         await_task_on::<String>(session, journal, options, "VDI.list_changed_blocks", hosts, started).await
     };
     let text = match while_busy(LISTING_LIMIT, || until_answered(list)).await {

@@ -140,10 +140,10 @@ async fn purge(run: &Run, journal: &Journal, shot: &Shot) -> Result<Outcome, Xen
 
 async fn data_destroy(run: &Run, journal: &Journal, shot: &Shot) -> Result<(), XenApiError> {
     let session = run.session();
-    let hosts = only_hosts(session, &shot.live.sr).await;
     let purge = || async {
+        let hosts = only_hosts(session, &shot.live.sr).await;
         let started = vdi::data_destroy_async(session, &shot.reference).await;
-        let (options, hosts) = (run.engine.options(), hosts.clone());
+        let options = run.engine.options();
         await_task_on::<()>(session, journal, options, "VDI.data_destroy", hosts, started).await
     };
     while_busy(BUSY_LIMIT, || until_answered(purge)).await
@@ -191,10 +191,10 @@ async fn give_up_chain(run: &Run, journal: &Journal, shot: &Shot, vm_uuid: &str)
         }
         Err(error) => return attempt(run, shot, "see who else tracks it", Err(error)),
     }
-    let hosts = only_hosts(session, &shot.live.sr).await;
     let disable = || async {
+        let hosts = only_hosts(session, &shot.live.sr).await;
         let started = vdi::disable_cbt_async(session, &shot.live.reference).await;
-        let (options, hosts) = (run.engine.options(), hosts.clone());
+        let options = run.engine.options();
         await_task_on::<()>(session, journal, options, "VDI.disable_cbt", hosts, started).await
     };
     let disabled = while_busy(BUSY_LIMIT, || until_answered(disable)).await;

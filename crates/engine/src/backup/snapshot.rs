@@ -64,10 +64,10 @@ pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeM
         if !disk.record.cbt_enabled {
             bases::remove_useless(run, &disk.device, &disk.reference).await;
             let (options, journal) = (run.engine.options(), run.journal()?);
-            let hosts = only_hosts(session, &disk.sr).await;
             let enable = || async {
+                let hosts = only_hosts(session, &disk.sr).await;
                 let started = vdi::enable_cbt_async(session, &disk.reference).await;
-                await_task_on::<()>(session, journal, options, "VDI.enable_cbt", hosts.clone(), started).await
+                await_task_on::<()>(session, journal, options, "VDI.enable_cbt", hosts, started).await
             };
             let enabled = while_busy(ENABLE_LIMIT, || until_answered(enable)).await;
             if let Err(error) = enabled {

@@ -3,8 +3,8 @@
 //! `GET /`, `/counters`, `/objects/CLASS`, `/new-objects`, `/vms/VM/disks/DEVICE?offset=&length=`,
 //! `/vdis/UUID?offset=&length=`; `PUT /vms/VM/disks/DEVICE?offset=`; `POST /vms/VM/start?host=`, `/vms/VM/shutdown`,
 //! `/vms/VM/migrate?host=`, `/vms/VM/ha-restart?host=`, `/hosts/INDEX/crash`, `/hosts/INDEX/stop`,
-//! `/hosts/INDEX/start`, `/hosts/INDEX/coordinator`, `/hosts/INDEX/restart-toolstack?milliseconds=` (answers when it is
-//! up again), `/nbd/off|tls|insecure`, `/sessions/expire`, `/storage-migrations/hold|release`, `/faults` (JSON),
+//! `/hosts/INDEX/start`, `/hosts/INDEX/coordinator`, `/hosts/INDEX/restart-toolstack?milliseconds=` and
+//! `/hosts/INDEX/fail-over?milliseconds=` (both answer when it is up again), `/nbd/off|tls|insecure`, `/sessions/expire`, `/storage-migrations/hold|release`, `/faults` (JSON),
 //! `/srs/SR/garbage-collector/run|step|stop|start`, `/srs/SR/foreign-use?bytes=`,
 //! `/vdis/UUID/cbt-faults/resize|snapshot|snapshot-on-host|inconsistent`;
 //! `DELETE /faults`.
@@ -154,6 +154,7 @@ async fn route(pool: &SimPool, request: Request<Incoming>) -> Result<Answer, Pro
                 "restart-toolstack" => {
                     pool.restart_toolstack(index, Duration::from_millis(number("milliseconds")?)).await?;
                 }
+                "fail-over" => pool.fail_over(index, Duration::from_millis(number("milliseconds")?)).await?,
                 _ => return Err(Problem::Missing),
             }
             done()

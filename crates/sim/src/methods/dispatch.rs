@@ -69,6 +69,9 @@ pub(crate) async fn dispatch(core: &Arc<Core>, host: usize, method: &str, params
         Some(FaultEffect::TextAfter(text)) => Some(Ok(Value::from(text.as_str()))),
         _ => None,
     };
+    if core.host_at(host).is_ok_and(crate::core::HostNode::is_booting) {
+        return Reply::Answer(Err(Failure::bare("HOST_STILL_BOOTING")));
+    }
     if host != core.coordinator() && !OWN_METHODS.contains(&name) {
         core.await_coordinator().await;
     }

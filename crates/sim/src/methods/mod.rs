@@ -44,8 +44,8 @@ pub(crate) use garbage::{
     Collectors, apply as apply_chain_changes, begin as begin_coalesce, end as end_coalesce, serve as serve_collectors,
 };
 pub(crate) use host_life::{
-    boot_host, crash_host, end_sessions, end_toolstack_work, host_failed, move_coordinator, stop_host,
-    toolstack_started,
+    begin_fail_over, boot_host, crash_host, end_fail_over, end_sessions, end_toolstack_work, host_failed,
+    move_coordinator, stop_host, toolstack_started,
 };
 pub(crate) use operation::Operation;
 pub(crate) use sr::{features, live_hosts_of_all};

@@ -81,6 +81,28 @@ impl SimPool {
         Ok(methods::move_coordinator(&self.inner.core, host)?)
     }
 
+    /// As [`SimPool::move_coordinator`], but it takes a while, as it does in a pool: for `down` the new coordinator and the
+    /// members answer every call (logins too) with `HOST_STILL_BOOTING`. The old coordinator, if it runs, is a member
+    /// by then: it sends logins to the new one and is mute otherwise. Transfers are mute on every host. Returns when
+    /// the pool serves again (the fail-over goes on if the future is dropped).
+    ///
+    /// # Errors
+    /// [`SimError::Unknown`]; [`SimError::Api`] with `HOST_OFFLINE` if that host does not answer, `HOST_STILL_BOOTING`
+    /// during another fail-over.
+    pub async fn fail_over(&self, host: usize, down: Duration) -> Result<(), SimError> {
+        self.host_ref(host)?;
+        let core = std::sync::Arc::clone(&self.inner.core);
+        let starting = methods::begin_fail_over(&core, host)?;
+        if starting.is_empty() {
+            return Ok(());
+        }
+        let up = tokio::spawn(async move {
+            tokio::time::sleep(down).await;
+            methods::end_fail_over(&core, &starting)
+        });
+        up.await.map_err(|_| SimError::Options("the fail-over did not end".to_owned()))?.map_err(SimError::from)
+    }
+
     /// High availability starts the VM of a host that crashed or stopped on another one: the message `HA_HOST_FAILED`
     /// (once for a failure), every VM of a stopped host halted, then a start as any other.
     ///

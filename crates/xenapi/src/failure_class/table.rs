@@ -35,6 +35,21 @@ pub(super) const TABLE: &[Classified] = &[
     row("HANDLE_INVALID", Permanent, "the object does not exist any more"),
     row("HA_DISABLE_IN_PROGRESS", WhenFree, "high availability is being switched off"),
     row("HA_ENABLE_IN_PROGRESS", WhenFree, "high availability is being switched on"),
+    row(
+        "HA_HEARTBEAT_DAEMON_STARTUP_FAILED",
+        Later,
+        "high availability did not start on the host, which has lost its coordinator",
+    ),
+    row(
+        "HA_HOST_CANNOT_ACCESS_STATEFILE",
+        Later,
+        "the host does not reach the disk of high availability, and has lost its coordinator",
+    ),
+    row(
+        "HA_HOST_CANNOT_SEE_PEERS",
+        Later,
+        "the host does not see the others of its pool, and has lost its coordinator",
+    ),
     row("HA_OPERATION_WOULD_BREAK_FAILOVER_PLAN", Later, "high availability keeps the memory for others"),
     row("HOST_CANNOT_ATTACH_NETWORK", Permanent, "the network is not on that host"),
     row("HOST_CANNOT_SEE_SR", Permanent, "the SR is not on that host"),
@@ -48,6 +63,7 @@ pub(super) const TABLE: &[Classified] = &[
     row("HOST_NOT_LIVE", Later, "a member is away"),
     row("HOST_OFFLINE", Later, "a member is away"),
     row("HOST_STILL_BOOTING", RetryNow, "the toolstack is starting"),
+    row("HOST_UNKNOWN_TO_MASTER", Later, "the coordinator does not know the host (any more)"),
     row(
         "IMPORT_ERROR_CANNOT_HANDLE_CHUNKED",
         Permanent,

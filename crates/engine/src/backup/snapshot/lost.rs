@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use xenvault_xenapi::{ErrorCode, Session, XenApiError, host, vbd, vdi, vm};
+use xenvault_xenapi::{ErrorCode, Session, XenApiError, host, tasks, vbd, vdi, vm};
 
 use super::super::prerequisites::Ground;
 use crate::EngineError;
@@ -64,7 +64,7 @@ pub(super) async fn make(run: &Run, ground: &Ground, vm: &vm::Ref, name: &str) -
     let mut again = false;
     loop {
         let host = vm::get_resident_on(session, vm).await.doing("read the VM's host")?;
-        let hosts = vec![host.clone()];
+        let hosts = tasks::host_lives(session, std::slice::from_ref(&host)).await;
         let started = vm::snapshot_async(session, vm, name, &[]).await;
         let (options, journal) = (run.engine.options(), run.journal()?);
         let error = match await_task_on::<vm::Ref>(session, journal, options, "VM.snapshot", hosts, started).await {
