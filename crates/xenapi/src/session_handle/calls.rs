@@ -26,7 +26,7 @@ struct Remedies {
     /// Since when the pool has been away for this call. Answers to other calls do not reset it, so that a pool that
     /// answers now and then is not waited for for ever.
     away: Option<Instant>,
-    /// Searches for the coordinator so far, each with many or no passes.
+    /// Passes over all hosts so far, to log in again.
     passes: u32,
 }
 
@@ -240,6 +240,8 @@ impl Session {
                 }
             };
             tracing::debug!(generation = seen.generation + 1, "logged in again");
+            // It let us in and told its hosts: other calls do not inherit the time of this outage.
+            session.inner.outage.over();
             // The pool may still know the old session.
             let limits = options.limits.clone();
             session.background(async move {

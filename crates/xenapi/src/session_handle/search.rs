@@ -148,8 +148,8 @@ pub(super) async fn run(search: Search, background: &TaskTracker) -> Result<Open
             Err(_) | Ok(None) => alone = false,
             Ok(Some((_, Ok(opened)))) => break Ok(opened),
             Ok(Some((_, Err(error @ XenApiError::LoginRefused { .. })))) => break Err(error),
-            // The likeliest host answers, and it is no answer of one that is away.
-            Ok(Some((_, Err(error)))) if alone && !is_away(&error) => break Err(error),
+            // The likeliest host answers, and neither time nor another host helps.
+            Ok(Some((_, Err(error)))) if alone && error.retry() != Retry::Later => break Err(error),
             Ok(Some((number, Err(error)))) => {
                 tracing::debug!(%error, "this host is not the coordinator");
                 (running, alone) = (running - 1, false);
@@ -167,9 +167,4 @@ pub(super) async fn run(search: Search, background: &TaskTracker) -> Result<Open
         }
     }
     outcome
-}
-
-/// Whether a host did not answer, or said that it can not at the moment.
-fn is_away(error: &XenApiError) -> bool {
-    error.is_silence() || error.class().is_some_and(|class| class.retry() == Retry::Later)
 }
