@@ -114,6 +114,7 @@ pub(crate) async fn clean_run(engine: &Engine, run: &str, ending: Ending) -> Res
     let history = engine.state().history(run)?;
     // Something was asked for whose answer nobody saw: it can appear a moment later.
     let unseen = ending == Ending::Open && history.unseen > 0;
+    let mut found = 0;
     let pauses: &[u64] = if unseen { &[0, 500, 2_000] } else { &[0] };
     let mut clean = true;
     for &pause in pauses {
@@ -127,12 +128,25 @@ pub(crate) async fn clean_run(engine: &Engine, run: &str, ending: Ending) -> Res
         let open = executor.runs.get(run).is_some_and(|facts| facts.publication == Publication::Perhaps)
             && steps.iter().any(|step| step.item.action == SweepAction::DestroyData);
         clean = done.warnings.is_empty() && !open;
+        if done.warnings.is_empty() {
+            found += steps.iter().filter(|step| is_news(step, &history)).count();
+        }
         if done.removed > 0 {
             break;
         }
     }
     // A snapshot that comes later is known by its name; of other things only the journal tells whose they are.
-    Ok(clean && !(unseen && history.is_restore()))
+    Ok(clean && !(unseen && history.is_restore() && found < history.unseen))
+}
+
+/// Whether a step removes a VM or disk that the run's journal did not have: what came of an intent.
+fn is_news(step: &Step, history: &RunHistory) -> bool {
+    let kind = match step.item.kind {
+        ObjectKind::Vm => Made::Vm,
+        ObjectKind::Vdi => Made::Vdi,
+        _ => return false,
+    };
+    step.item.action != SweepAction::Keep && !history.alive.contains(&(kind, step.item.uuid.clone()))
 }
 
 /// Waits for the end of a task that was cancelled or left: what it makes can be removed only then.
