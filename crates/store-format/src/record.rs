@@ -455,7 +455,7 @@ mod tests {
         // Nor with the number of its kind changed and the checksum made to fit.
         let mut changed = bytes.clone();
         changed.truncate(bytes.len() - 4);
-        changed[28] = Undo::KIND as u8;
+        changed[28] = 2;
         put_crc(&mut changed);
         assert!(matches!(decode_record::<Undo>(&keys(), &changed), Err(FormatError::Authentication { .. })));
         let other = Keys::derive(crate::MasterKey::from_bytes([42; 32]), RepositoryId::from_bytes([1; 16])).unwrap();
