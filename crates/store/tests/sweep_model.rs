@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::world::{Dice, Process, Then, World};
+use common::world::{Counts, Dice, Process, Then, World};
 use common::{manifest, noise};
 use tokio::task::JoinHandle;
 use xenvault_block::ByteRange;
@@ -92,12 +92,16 @@ struct Run {
     keys: Repository,
     model: Arc<Mutex<Model>>,
     slots: Vec<Slot>,
+    /// Somebody who only reads, and knows the repository since long.
+    reader: Repository,
     pieces: Arc<HashMap<u64, Vec<u8>>>,
     done: BTreeMap<String, u64>,
 }
 
 fn bytes_of(pieces: &HashMap<u64, Vec<u8>>, content: &Content) -> Vec<u8> {
-    content.iter().flat_map(|piece| pieces[piece].iter().copied()).collect()
+    let mut bytes = Vec::with_capacity(PIECES * PIECE_BYTES);
+    content.iter().for_each(|piece| bytes.extend_from_slice(&pieces[piece]));
+    bytes
 }
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -136,6 +140,7 @@ impl Run {
         let mut run = Self {
             dice: Dice(seed),
             slots: Vec::new(),
+            reader: keys.reopen_on(world.process()).unwrap(),
             world,
             keys,
             model: Arc::default(),
@@ -195,8 +200,8 @@ impl Run {
     /// Begins a job for an idle process.
     fn begin(&mut self, at: usize) {
         let kind = match self.dice.next(100) {
-            0..45 => Kind::Backup,
-            45..60 => Kind::Forget,
+            0..42 => Kind::Backup,
+            42..60 => Kind::Forget,
             60..66 => Kind::Undo,
             66..95 => Kind::Sweep,
             _ => Kind::Verify,
@@ -230,13 +235,25 @@ impl Run {
             94..97 => Then::FailAfter,
             _ => Then::FailInFlight,
         };
-        self.run_job(at, operations, then).await;
+        // Most operations read; half of the mishaps are to meet those that write.
+        if then != Then::Run && self.dice.percent(50) {
+            let counts = if self.dice.percent(50) { Counts::Puts } else { Counts::Changes };
+            let operations = self.dice.next(8);
+            self.slots[at].process.plan_counting(counts, operations, then);
+            self.run_planned(at).await;
+        } else {
+            self.run_job(at, operations, then).await;
+        }
     }
 
     async fn run_job(&mut self, at: usize, operations: u64, then: Then) {
+        self.slots[at].process.plan(operations, then);
+        self.run_planned(at).await;
+    }
+
+    async fn run_planned(&mut self, at: usize) {
         let slot = &mut self.slots[at];
         let Some(job) = slot.job.as_mut() else { return };
-        slot.process.plan(operations, then);
         let result = tokio::select! {
             biased;
             result = &mut job.handle => result.unwrap(),
@@ -266,14 +283,14 @@ impl Run {
         let allowed = match (&error, kind) {
             _ if excused => true,
             (StoreError::TooManyPoints { .. } | StoreError::SweepTaken { .. }, Kind::Sweep) => true,
-            (StoreError::TooLate { .. }, Kind::Undo) => true,
+            (StoreError::TooLate { .. }, Kind::Undo | Kind::Forget) => true,
             // It began before a sweep, and went on after it.
             (StoreError::Overtaken { .. } | StoreError::DiskRange { .. }, Kind::Backup) => stood_still,
             (StoreError::ChunkMissing { .. } | StoreError::Damaged { .. }, Kind::Backup) => stood_still,
             // A sweep has removed it before.
-            (StoreError::UnknownPoint { .. }, Kind::Undo) => true,
+            (StoreError::UnknownPoint { .. }, Kind::Undo | Kind::Forget) => true,
             // Points come and go while it looks.
-            (StoreError::UnknownPoint { .. }, Kind::Forget | Kind::Backup) => stood_still || others,
+            (StoreError::UnknownPoint { .. }, Kind::Backup) => stood_still || others,
             (StoreError::Damaged { .. }, Kind::Sweep | Kind::Verify) => stood_still,
             _ => false,
         };
@@ -295,9 +312,12 @@ impl Run {
         self.keys.reopen_on(self.world.process()).unwrap()
     }
 
-    /// Looks at the repository as somebody who comes new, at any moment.
+    /// Looks at the repository at any moment, as somebody who has it open or who comes new.
     async fn check_some(&mut self) {
-        let repository = self.honest();
+        if self.dice.percent(20) {
+            self.reader = self.honest();
+        }
+        let repository = self.reader.clone();
         let listing = repository.points(&PointFilter::default()).await.unwrap();
         assert!(listing.damaged.is_empty(), "{:?}", listing.damaged);
         let listed: BTreeSet<PointId> = listing.points.iter().map(|point| point.id).collect();
@@ -446,7 +466,7 @@ fn choose(model: &Mutex<Model>, dice: &mut Dice, fits: impl Fn(&Known) -> bool) 
     let mut model = model.lock().unwrap();
     let fitting = model.points.iter().filter(|(id, known)| fits(known) && !model.busy.contains(id));
     let mut chosen: Vec<PointId> = fitting.map(|(id, _)| *id).collect();
-    let most = 1 + dice.next(3);
+    let most = 1 + dice.next(4);
     while chosen.len() as u64 > most {
         let at = usize::try_from(dice.next(chosen.len() as u64)).unwrap();
         chosen.swap_remove(at);
@@ -472,7 +492,9 @@ async fn forget(repository: Repository, model: Arc<Mutex<Model>>, mut dice: Dice
     chosen.iter().for_each(|id| model.lock().unwrap().points.get_mut(id).unwrap().forgotten = Forgotten::Yes);
     let result = repository.forget(&chosen, "expired").await;
     settle(&model, &chosen, if result.is_ok() { Forgotten::Yes } else { Forgotten::Perhaps });
-    result.map(|_| ())
+    result?;
+    // Somebody changes his mind at once.
+    if dice.percent(30) { undo(repository, model, dice).await } else { Ok(()) }
 }
 
 async fn undo(repository: Repository, model: Arc<Mutex<Model>>, mut dice: Dice) -> Result<(), StoreError> {

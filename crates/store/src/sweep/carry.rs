@@ -39,6 +39,8 @@ pub(super) async fn out(
     }
     let going: BTreeSet<PointId> = ended.removed_points.iter().copied().collect();
     repository.index.refresh(&*repository.backend, &repository.keys).await?;
+    // What a process that died in here has carried and not yet indexed is about to be relied on.
+    repository.index.publish_learned(&*repository.backend, &repository.keys).await?;
     let mut marks = Marks::new(repository.index.snapshot());
     survey.mark(repository, &mut marks, &going, options).await?;
     report.points = survey.points.keys().filter(|id| !going.contains(id)).count() as u64;

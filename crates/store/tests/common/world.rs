@@ -59,7 +59,7 @@ impl World {
     pub fn process(self: &Arc<Self>) -> Arc<Process> {
         Arc::new(Process(Arc::new(Hand {
             world: Arc::clone(self),
-            plan: Mutex::new(Plan { left: 0, then: Then::Run }),
+            plan: Mutex::new(Plan { left: 0, then: Then::Run, counts: Counts::All }),
             is_paused: Notify::new(),
             goes_on: Notify::new(),
             lies: AtomicBool::new(false),
@@ -76,6 +76,13 @@ impl World {
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
             state.objects.insert(name, (std::fs::read(&path).unwrap().into(), now));
         }
+    }
+
+    /// Another store with the same objects.
+    pub fn fork(&self) -> Arc<Self> {
+        let state = self.state.lock().unwrap();
+        let (objects, in_flight, dice) = (state.objects.clone(), state.in_flight.clone(), state.dice.clone());
+        Arc::new(Self { state: Mutex::new(State { objects, in_flight, now: state.now, dice }) })
     }
 
     /// Lets time pass.
@@ -130,11 +137,21 @@ pub enum Then {
     Dead,
 }
 
+/// Which operations are counted until something happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    All,
+    /// Those that change the store.
+    Changes,
+    Puts,
+}
+
 #[derive(Debug)]
 struct Plan {
     /// Operations before it happens.
     left: u64,
     then: Then,
+    counts: Counts,
 }
 
 /// A process that uses the store.
@@ -171,7 +188,12 @@ impl std::ops::Deref for Process {
 impl Hand {
     /// After `operations` more, this happens. Wakes a process that stands still.
     pub fn plan(&self, operations: u64, then: Then) {
-        *self.plan.lock().unwrap() = Plan { left: operations, then };
+        self.plan_counting(Counts::All, operations, then);
+    }
+
+    /// As [`Self::plan`], where not every operation counts.
+    pub fn plan_counting(&self, counts: Counts, operations: u64, then: Then) {
+        *self.plan.lock().unwrap() = Plan { left: operations, then, counts };
         self.goes_on.notify_waiters();
     }
 
@@ -201,14 +223,19 @@ impl Hand {
         self.is_paused.notified().await;
     }
 
-    async fn enter(&self) -> io::Result<Go> {
+    async fn enter(&self, what: Counts) -> io::Result<Go> {
         loop {
             let going_on = self.goes_on.notified();
             tokio::pin!(going_on);
             going_on.as_mut().enable();
             {
                 let mut plan = self.plan.lock().unwrap();
-                if plan.then == Then::Run {
+                let counted = match plan.counts {
+                    Counts::All => true,
+                    Counts::Changes => what != Counts::All,
+                    Counts::Puts => what == Counts::Puts,
+                };
+                if plan.then == Then::Run || (!counted && plan.then != Then::Dead) {
                     return Ok(Go::Do);
                 }
                 if plan.left > 0 && plan.then != Then::Dead {
@@ -235,13 +262,17 @@ impl Hand {
     }
 
     async fn ask<T>(&self, answer: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
-        let go = self.enter().await?;
+        self.ask_as(Counts::All, answer).await
+    }
+
+    async fn ask_as<T>(&self, what: Counts, answer: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+        let go = self.enter(what).await?;
         let answer = answer(&mut self.world.state.lock().unwrap());
         if go == Go::Do { answer } else { Err(no_answer()) }
     }
 
     async fn put(&self, name: &str, data: Bytes, unless_there: bool) -> io::Result<()> {
-        let go = self.enter().await?;
+        let go = self.enter(Counts::Puts).await?;
         let mut state = self.world.state.lock().unwrap();
         if go == Go::FlyAndFail {
             state.in_flight.push((name.to_owned(), data));
@@ -316,7 +347,7 @@ impl Backend for Process {
     }
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<()>> {
-        self.ask(move |state| {
+        self.ask_as(Counts::Changes, move |state| {
             state.objects.remove(name);
             Ok(())
         })
