@@ -214,7 +214,7 @@ impl Run {
             Kind::Forget => tokio::spawn(forget(repository, model, dice)),
             Kind::Undo => tokio::spawn(undo(repository, model, dice)),
             Kind::Sweep => tokio::spawn(sweep(repository, dice)),
-            Kind::Verify => tokio::spawn(verify(repository, dice)),
+            Kind::Verify => tokio::spawn(verify(repository, model, dice)),
         };
         self.slots[at].job = Some(Job { kind, handle, stood_still: false, excused: false });
     }
@@ -291,7 +291,8 @@ impl Run {
             (StoreError::UnknownPoint { .. }, Kind::Undo | Kind::Forget) => true,
             // Points come and go while it looks.
             (StoreError::UnknownPoint { .. }, Kind::Backup) => stood_still || others,
-            (StoreError::Damaged { .. }, Kind::Sweep | Kind::Verify) => stood_still,
+            (StoreError::Damaged { .. }, Kind::Sweep) => stood_still,
+            (StoreError::Damaged { .. } | StoreError::Misuse { .. }, Kind::Verify) => stood_still,
             _ => false,
         };
         assert!(allowed, "{kind:?} failed without a reason: {error} ({error:?})");
@@ -450,7 +451,11 @@ async fn sweep(repository: Repository, mut dice: Dice) -> Result<(), StoreError>
     repository.sweep(options).await.map(|_| ())
 }
 
-async fn verify(repository: Repository, mut dice: Dice) -> Result<(), StoreError> {
+/// What is promised before and after is hurt in no report.
+async fn verify(repository: Repository, model: Arc<Mutex<Model>>, mut dice: Dice) -> Result<(), StoreError> {
+    let certain =
+        |model: &Mutex<Model>| -> BTreeSet<PointId> { model.lock().unwrap().certain().map(|(id, _)| *id).collect() };
+    let before = certain(&model);
     let mut options = VerifyOptions::default();
     options.write = false;
     options.mode = match dice.next(3) {
@@ -458,7 +463,12 @@ async fn verify(repository: Repository, mut dice: Dice) -> Result<(), StoreError
         1 => VerifyMode::Sample { percent: 30, seed: dice.next(u64::MAX) },
         _ => VerifyMode::Full,
     };
-    repository.verify(options).await.map(|_| ())
+    let report = repository.verify(options).await?;
+    let promised: BTreeSet<PointId> = before.intersection(&certain(&model)).copied().collect();
+    match report.hurt.iter().find(|point| point.id.is_some_and(|id| promised.contains(&id))) {
+        Some(point) => Err(StoreError::Misuse { what: format!("{point:?} is not hurt: {:?}", report.damage) }),
+        None => Ok(()),
+    }
 }
 
 /// Takes points that fit, and that no other job is about to change.

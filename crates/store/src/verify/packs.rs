@@ -99,7 +99,7 @@ async fn check_pack(
             if !are_seamless(&entries, end) {
                 let reason = format!("the chunks of its directory do not fill its {} bytes", directory.length);
                 found.damage = Some((DamageKind::Damaged, reason));
-            } else if entries.iter().any(|entry| !repository.index.copies(&entry.id, entry.kind).contains(entry)) {
+            } else if entries.iter().any(|entry| is_elsewhere(repository, entry)) {
                 let reason = "the index names other places than its directory".to_owned();
                 found.damage = Some((DamageKind::Damaged, reason));
             }
@@ -120,6 +120,14 @@ async fn check_pack(
         check_chunks(repository, id, name, entries, &mut found).await?;
     }
     Ok(found)
+}
+
+/// Whether the index says that this pack has the chunk at another place. That it does not name the pack is nothing: it may
+/// be newer than the index, or the chunk be known from another pack.
+fn is_elsewhere(repository: &Inner, entry: &IndexEntry) -> bool {
+    let copies = repository.index.copies(&entry.id, entry.kind);
+    let mut of_this = copies.iter().filter(|copy| copy.salt == entry.salt).peekable();
+    of_this.peek().is_some() && of_this.all(|copy| copy != entry)
 }
 
 /// Whether the frames lie one behind the other, so that every byte of the pack belongs to something with a checksum.
