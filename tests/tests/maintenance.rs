@@ -137,7 +137,7 @@ fn damage_is_named_with_points_and_ranges_and_a_full_backup_heals_it() {
     arguments.push("--full".to_owned());
     let full = bench.datamover("backup", &arguments);
     assert_eq!(full.code, Some(0), "{full:?}");
-    assert!(bench.restored_disk(&format!("{point}")[..18], "0") == content);
+    assert!(bench.restored_disk(&point[..18], "0") == content);
     let report = maintain(&bench, &["verify", "--full", "--read-only"]).json().unwrap();
     assert_eq!((report["hurt"].as_array().unwrap().len(), report["marked_copies"].as_u64()), (0, Some(0)), "{report}");
 
