@@ -131,11 +131,12 @@ impl Confirmed {
 
     /// Whether a point may have appeared after a sweep has removed what nobody had referred to.
     pub(crate) async fn is_late(&self, repository: &Inner, point: &Point) -> Result<bool, StoreError> {
-        if point.newest_sweep_seen >= self.ended || self.receipts.contains(&point.id) {
-            return Ok(false);
-        }
-        // The listing may lack it.
-        Ok(!records::exists(repository, &names::receipt(&point.id)).await?)
+        Ok(point.newest_sweep_seen < self.ended && !self.has_receipt(repository, &point.id).await?)
+    }
+
+    /// Whether a point has a receipt. The listing may lack it, so it is asked for by name.
+    pub(crate) async fn has_receipt(&self, repository: &Inner, point: &PointId) -> Result<bool, StoreError> {
+        Ok(self.receipts.contains(point) || records::exists(repository, &names::receipt(point)).await?)
     }
 }
 

@@ -50,7 +50,11 @@ pub(crate) async fn publish(writer: &Writer, manifest: PointManifest) -> Result<
         }
     };
     if let Err(error) = write_receipt(repository, &manifest, seen.number).await {
-        // The point is complete and durable; without a receipt, the next sweep looks at it once more.
+        if seen.number > manifest.newest_sweep_seen {
+            // By its number it may lack something, and nobody would know better: it can not be promised.
+            return Err(error);
+        }
+        // The point is complete and durable; the next sweep, which looks at it anyway, writes the receipt.
         tracing::warn!(point = %manifest.id, error = %error, "the receipt of a point can not be written");
     }
     Ok(manifest.id)

@@ -10,7 +10,7 @@ use xenvault_store_format::{
     SweepIntent, Undo, encode_record,
 };
 
-use super::survey::Survey;
+use super::survey::{Survey, confirm};
 use super::{SweepBegun, SweepOptions, SweepReport};
 use crate::backend::get;
 use crate::heal::check_point;
@@ -36,9 +36,12 @@ pub(super) async fn first_half(
     repository.index.refresh(&*repository.backend, &repository.keys).await?;
     let mut marks = Marks::new(repository.index.snapshot());
     let ids: BTreeSet<_> = going.iter().map(|point| point.point).collect();
-    let late = survey.mark(repository, &mut marks, &ids, options).await?;
+    let unconfirmed = survey.mark(repository, &mut marks, &ids, options).await?;
     report.points = (survey.points.len() - ids.len()) as u64;
-    release(repository, state, late, options, report).await?;
+    if !options.dry_run {
+        confirm(repository, unconfirmed.in_time, state.number).await?;
+    }
+    release(repository, state, unconfirmed.late, options, report).await?;
 
     let tallies = marks.tallies();
     let condemned = condemn(repository, state, &marks, &tallies, options).await?;

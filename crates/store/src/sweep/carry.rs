@@ -10,7 +10,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use xenvault_store_format::{PackId, PointId, RecordId, SweepEnd, SweepIntent};
 
 use super::begin::lost_for_good;
-use super::survey::Survey;
+use super::survey::{Survey, confirm};
 use super::{SweepEnded, SweepOptions, SweepReport};
 use crate::mark::Marks;
 use crate::monitor::MaintenanceStage;
@@ -42,12 +42,14 @@ pub(super) async fn out(
     // What a process that died in here has carried and not yet indexed is about to be relied on.
     repository.index.publish_learned(&*repository.backend, &repository.keys).await?;
     let mut marks = Marks::new(repository.index.snapshot());
-    survey.mark(repository, &mut marks, &going, options).await?;
+    let unconfirmed = survey.mark(repository, &mut marks, &going, options).await?;
     report.points = survey.points.keys().filter(|id| !going.contains(id)).count() as u64;
 
     let condemned: HashSet<PackId> = intent.condemned.iter().copied().collect();
     let tallies = marks.tallies();
     let kept = carry(repository, &marks, &condemned, options, &mut ended).await?;
+
+    confirm(repository, unconfirmed.in_time, intent.number).await?;
 
     remove_points(repository, intent, &going).await?;
     let gone: HashSet<PackId> = condemned.difference(&kept).copied().collect();

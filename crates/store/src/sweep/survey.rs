@@ -8,9 +8,11 @@ use xenvault_store_format::{PointId, Receipt, SweepIntent};
 
 use super::SweepOptions;
 use crate::forget::{Tombstones, tombstones};
+use crate::heal::check_point;
 use crate::mark::Marks;
 use crate::monitor::MaintenanceStage;
 use crate::points::{self, Confirmed, Point};
+use crate::publish::write_receipt;
 use crate::repository::Inner;
 use crate::{StoreError, names, records};
 
@@ -67,20 +69,20 @@ impl Survey {
         Ok(Self { points, tombstones, spent_receipts })
     }
 
-    /// Marks everything that the points refer to, but for those that go. Returns the points that nobody saw to their
-    /// end; of these alone it is forgiven that something can not be found.
+    /// Marks everything that the points refer to, but for those that go. Of those that nobody saw to their end and that
+    /// came late, it is forgiven that something can not be found.
     pub(super) async fn mark(
         &self,
         repository: &Arc<Inner>,
         marks: &mut Marks,
         going: &BTreeSet<PointId>,
         options: &SweepOptions,
-    ) -> Result<Vec<Point>, StoreError> {
+    ) -> Result<Unconfirmed, StoreError> {
         let confirmed = Confirmed::load(repository).await?;
         let staying: Vec<&String> =
             self.points.iter().filter(|(id, _)| !going.contains(id)).map(|(_, name)| name).collect();
         let planned = staying.len() as u64;
-        let mut late = Vec::new();
+        let mut unconfirmed = Unconfirmed::default();
         let read = |name: &'_ String| {
             let name = name.clone();
             async move { (points::read(repository, &name).await, name) }
@@ -93,16 +95,41 @@ impl Survey {
             if confirmed.is_late(repository, &point).await? {
                 match marks.point(repository, &point).await {
                     Err(error) if !error.is_loss() => return Err(error),
-                    _ => late.push(point),
+                    _ => unconfirmed.late.push(point),
                 }
             } else {
                 marks.point(repository, &point).await.map_err(|error| of_point(&name, error))?;
+                if !confirmed.has_receipt(repository, &point.id).await? {
+                    unconfirmed.in_time.push(point);
+                }
             }
             done += 1;
             options.monitor.tell(MaintenanceStage::Mark, done, planned, marks.read_bytes);
         }
-        Ok(late)
+        Ok(unconfirmed)
     }
+}
+
+/// Points without a receipt.
+#[derive(Debug, Default)]
+pub(super) struct Unconfirmed {
+    /// Those that may have come after a sweep had looked.
+    pub(super) late: Vec<Point>,
+    /// All others. They need a receipt before the sweep ends, since then they count as late.
+    pub(super) in_time: Vec<Point>,
+}
+
+/// Writes receipts for points that came in time and of which every chunk stays.
+pub(super) async fn confirm(repository: &Arc<Inner>, points: Vec<Point>, checked_sweep: u64) -> Result<(), StoreError> {
+    for point in points {
+        match check_point(repository, &point, None).await {
+            Ok(_) => write_receipt(repository, &point, checked_sweep).await?,
+            // Its run is not at its end, and sees to it; if it does not, the point is late from then on.
+            Err(error) if error.is_loss() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The points by their objects' names. What lies there and is no point may be one whose name was hurt.
