@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod maintenance;
 mod points;
 // The same files as in the datamover: a program is no library, and the two must behave alike.
 #[path = "../../datamover/src/shell/mod.rs"]

@@ -150,7 +150,13 @@ impl Exit {
         match error {
             StoreError::WrongPassphrase => Self::Passphrase,
             StoreError::UnknownPoint { .. } => Self::NotFound,
-            StoreError::Damaged { .. } | StoreError::ChunkMissing { .. } => Self::Damaged,
+            StoreError::Damaged { .. } | StoreError::ChunkMissing { .. } | StoreError::PointGone { .. } => {
+                Self::Damaged
+            }
+            StoreError::TooManyPoints { .. } => Self::Prerequisite,
+            StoreError::IncompleteListing { .. } | StoreError::SweepTaken { .. } | StoreError::Overtaken { .. } => {
+                Self::Later
+            }
             StoreError::DiskRange { source, .. } => Self::of_store(source),
             StoreError::NotARepository { .. }
             | StoreError::NotEmpty { .. }
