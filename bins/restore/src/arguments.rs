@@ -43,6 +43,9 @@ pub enum Command {
     )]
     Disk(DiskArguments),
     /// Lists points, forgets them, or takes that back
+    #[command(
+        after_help = "Example:\n    xenvault-restore point forget POINT --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Point {
         #[command(subcommand)]
         command: PointCommand,
@@ -51,11 +54,20 @@ pub enum Command {
     ///
     /// What goes is announced first and removed by the next sweep after the grace period, so a sweep each day is two half
     /// sweeps. Nothing is removed if it is doubtful that all points are known. Interrupting it is harmless.
+    #[command(
+        after_help = "Example:\n    xenvault-restore sweep --repository /backup --passphrase-file ./passphrase --dry-run\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Sweep(SweepArguments),
     /// Checks that everything is there and whole, and tells which points, VMs and ranges of disks are hurt; ends with
     /// code 9 if something is
+    #[command(
+        after_help = "Example:\n    xenvault-restore verify --repository /backup --passphrase-file ./passphrase --sample 10\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Verify(VerifyArguments),
     /// Writes index segments and receipts again that were lost; never touches a pack or a point
+    #[command(
+        after_help = "Example:\n    xenvault-restore repair --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Repair(RepairArguments),
 }
 
