@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use xenvault_xenapi::{
-    CancellationToken, ErrorCode, FailureClass, Session, XenApiError, pool, sr, task, tasks, vbd, vdi, vm,
+    CancellationToken, ErrorCode, FailureClass, Session, XenApiError, host, host_metrics, pbd, pool, sr, task, tasks,
+    vbd, vdi, vm,
 };
 
 use crate::state::{Entry, Journal, Made};
@@ -87,16 +88,27 @@ pub(crate) async fn the_pool(session: &Session) -> Result<pool::Record, EngineEr
 
 /// Server time, seconds since 1970: ages and deadlines on objects of the pool are measured with its own clock.
 pub(crate) async fn server_time(session: &Session, pool: &pool::Record) -> Result<u64, EngineError> {
-    let time = xenvault_xenapi::host::get_servertime(session, &pool.master).await.doing("tell the time")?;
+    let time = host::get_servertime(session, &pool.master).await.doing("tell the time")?;
     Ok(u64::try_from(time.unix_seconds()).unwrap_or(0))
 }
 
-/// Awaits a task that a journal knows about from its first moment, so that a crash leaves no unknown task behind.
-pub(crate) async fn await_task<T: tasks::FromTaskResult>(
+/// Whether a host lives by the pool's records. One that can not be looked at is not taken for dead.
+pub(crate) async fn is_live(session: &Session, host: &host::Ref) -> bool {
+    let live = async {
+        let metrics = host::get_metrics(session, host).await?;
+        Ok::<_, XenApiError>(host_metrics::get_record(session, &metrics).await?.live)
+    };
+    live.await.unwrap_or(true)
+}
+
+/// Awaits a task that a journal knows about from its first moment, so that a crash leaves no unknown task behind. The
+/// work ends in nothing if one of these hosts dies (X06); they were looked at before the call.
+pub(crate) async fn await_task_on<T: tasks::FromTaskResult>(
     session: &Session,
     journal: &Journal,
     options: &EngineOptions,
     operation: &str,
+    hosts: tasks::HostLives,
     started: Result<task::Ref, XenApiError>,
 ) -> Result<T, XenApiError> {
     let task = started?;
@@ -106,12 +118,48 @@ pub(crate) async fn await_task<T: tasks::FromTaskResult>(
     let wait = tasks::WaitOptions {
         progress_deadline: options.task_progress_deadline,
         poll: TASK_POLL,
+        hosts,
         ..tasks::WaitOptions::of(operation)
     };
     // Dropping the future cancels the task, so that no token is needed.
     let result = tasks::wait::<T>(session, task, wait, &CancellationToken::new()).await;
-    let _ = journal.write(&Entry::Removed { what: Made::Task, id });
+    // One that was given up without its end may still be there, and at work: whoever cleans up waits for it.
+    if !matches!(&result, Err(error) if error.is_silence() || matches!(error, XenApiError::SessionInvalid { .. })) {
+        let _ = journal.write(&Entry::Removed { what: Made::Task, id });
+    }
     result
+}
+
+/// So often something is done whose answer was lost.
+const LOST_ATTEMPTS: u32 = 4;
+
+/// Does what is harmless to do twice, again while its answer is lost: a coordinator that moved, a toolstack that was
+/// restarted, a host that died under a task. Each attempt waits for the pool to come back by itself.
+pub(crate) async fn until_answered<T, F, Fut>(mut act: F) -> Result<T, XenApiError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, XenApiError>>,
+{
+    let mut attempt = 1;
+    loop {
+        match act().await {
+            Err(error) if error.is_lost_answer() && attempt < LOST_ATTEMPTS => {
+                tracing::info!(%error, attempt, "the answer was lost; the call is made again");
+            }
+            other => return other,
+        }
+        tokio::time::sleep(Duration::from_millis(250 << attempt)).await;
+        attempt += 1;
+    }
+}
+
+/// The hosts without which nothing can be done with disks of this SR: its only one, if there is only one (X06).
+pub(crate) async fn only_hosts(session: &Session, sr: &sr::Record) -> tasks::HostLives {
+    let [only] = sr.pbds.as_slice() else { return tasks::HostLives::default() };
+    match pbd::get_record(session, only).await {
+        Ok(pbd) => tasks::host_lives(session, &[pbd.host]).await,
+        Err(_) => tasks::HostLives::default(),
+    }
 }
 
 /// Waits until no control domain has the disk attached: the host removes its VBD some time after NBD was closed (U07).
@@ -153,17 +201,27 @@ async fn is_attached_to_control_domain(session: &Session, disk: &vdi::Ref) -> Re
     Ok(false)
 }
 
-/// Does something that needs the disk to be free, again and again while it is busy, for at most `limit`.
-pub(crate) async fn while_busy<F, Fut>(limit: Duration, mut act: F) -> Result<(), XenApiError>
+/// So often something is done again that failed because a host or a path to storage was away.
+const ABSENCES: u32 = 3;
+
+/// Does something that needs the disk to be free, again and again while it is busy, for at most `limit`, and a few times
+/// while a host is away.
+pub(crate) async fn while_busy<T, F, Fut>(limit: Duration, mut act: F) -> Result<T, XenApiError>
 where
     F: FnMut() -> Fut,
-    Fut: Future<Output = Result<(), XenApiError>>,
+    Fut: Future<Output = Result<T, XenApiError>>,
 {
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(100);
+    let mut absences = 0;
     loop {
         match act().await {
             Err(error) if is_busy(&error) && Instant::now() + pause < deadline => {}
+            // A host is away for a moment.
+            Err(error) if error.class() == Some(FailureClass::Later) && absences < ABSENCES => {
+                absences += 1;
+                pause = pause.max(Duration::from_secs(1));
+            }
             other => return other,
         }
         tokio::time::sleep(pause).await;

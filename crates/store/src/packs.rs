@@ -236,6 +236,18 @@ impl Sink {
         Ok((id, self.offer(id, kind, plain, None, &mut room)))
     }
 
+    /// As [`Self::offer`], of a chunk that was read under its id. Chunks of disks share frames under the number `disk`.
+    pub(crate) async fn offer_again(
+        self: &Arc<Self>,
+        id: ChunkId,
+        kind: ChunkKind,
+        plain: &[u8],
+        disk: u64,
+    ) -> Result<bool, StoreError> {
+        let mut room = self.room(plain.len()).await?;
+        Ok(self.offer(id, kind, plain, (kind == ChunkKind::Data).then_some(disk), &mut room))
+    }
+
     /// Whether nobody knows this chunk, and nobody else of this run is about to store it.
     fn claim(&self, id: &ChunkId, kind: ChunkKind) -> bool {
         if self.is_known(id, kind) {
@@ -246,7 +258,7 @@ impl Sink {
         !claimed.contains(id) && !self.is_known(id, kind) && claimed.insert(*id)
     }
 
-    fn is_known(&self, id: &ChunkId, kind: ChunkKind) -> bool {
+    pub(crate) fn is_known(&self, id: &ChunkId, kind: ChunkKind) -> bool {
         let Some(entry) = self.repository.index.find(id, kind) else { return false };
         let folder = names::pack_folder(&entry.salt.pack_id());
         self.leaned_on.lock().unwrap_or_else(PoisonError::into_inner).insert(folder);

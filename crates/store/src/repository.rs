@@ -16,6 +16,7 @@ use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
 use crate::index::Index;
 use crate::pool::WorkerPool;
+use crate::sweeps::Sweeps;
 use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, points};
 
 const MAX_CONFIG_BYTES: usize = 128 * 1024;
@@ -68,6 +69,7 @@ pub(crate) struct Inner {
     pub(crate) pages: Cache<ChunkId, crate::map::Page>,
     /// Frames of disks by pack and offset. An entry is there from the moment on that somebody reads the frame.
     frames: Cache<(PackSalt, u32), Arc<OnceCell<OpenedFrame>>>,
+    pub(crate) sweeps: Sweeps,
     pool: WorkerPool,
 }
 
@@ -158,12 +160,28 @@ impl Repository {
     fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
         let (pages, frames) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(FRAME_CACHE_BYTES));
-        Ok(Self { inner: Arc::new(Inner { backend, keys, config, index: Index::default(), pages, frames, pool }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                backend,
+                keys,
+                config,
+                index: Index::default(),
+                pages,
+                frames,
+                sweeps: Sweeps::default(),
+                pool,
+            }),
+        })
     }
 
     /// Identity of the repository.
     pub fn id(&self) -> RepositoryId {
         self.inner.keys.repository()
+    }
+
+    /// Where the repository is, for messages.
+    pub fn location(&self) -> std::path::PathBuf {
+        self.inner.backend.location()
     }
 
     /// The points that fit, and those that can not be read. Cost: one small read per point.
@@ -229,18 +247,51 @@ impl Inner {
             self.index.refresh(&*self.backend, &self.keys).await?;
             copies = self.index.copies(id, kind);
         }
+        let mut error = match self.first_copy(&copies).await {
+            Ok(Some(bytes)) => return Ok(bytes),
+            Ok(None) => return Err(StoreError::ChunkMissing { id: *id }),
+            Err(error) => error,
+        };
+        if error.is_gone() {
+            // A sweep may have put it into another pack since the index was read.
+            self.index.refresh(&*self.backend, &self.keys).await?;
+            let fresh: Vec<IndexEntry> =
+                self.index.copies(id, kind).into_iter().filter(|entry| !copies.contains(entry)).collect();
+            match self.first_copy(&fresh).await {
+                Ok(Some(bytes)) => return Ok(bytes),
+                Ok(None) => {}
+                Err(other) => error = other,
+            }
+        }
+        Err(error)
+    }
+
+    /// The first copy that can be read; the first error if none can.
+    async fn first_copy(self: &Arc<Self>, copies: &[IndexEntry]) -> Result<Option<Bytes>, StoreError> {
         let mut first_error = None;
         for entry in copies {
-            match self.copy(entry).await {
-                Ok(bytes) => return Ok(bytes),
+            match self.copy(*entry).await {
+                Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        Err(first_error.unwrap_or(StoreError::ChunkMissing { id: *id }))
+        first_error.map_or(Ok(None), Err)
+    }
+
+    /// Runs what costs processor time on the worker threads.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.pool.run(work).await.map_err(|gone| StoreError::Backend {
+            action: "open",
+            object: names::PACKS.to_owned(),
+            source: std::io::Error::other(gone),
+        })
     }
 
     /// One copy of a chunk.
-    async fn copy(self: &Arc<Self>, entry: IndexEntry) -> Result<Bytes, StoreError> {
+    pub(crate) async fn copy(self: &Arc<Self>, entry: IndexEntry) -> Result<Bytes, StoreError> {
         let chunks = self.chunks_of_frame(entry, vec![(entry.id, entry.placement.part)]).await?;
         chunks.into_iter().next().ok_or(StoreError::ChunkMissing { id: entry.id })
     }
@@ -251,42 +302,53 @@ impl Inner {
         entry: IndexEntry,
         chunks: Vec<(ChunkId, u8)>,
     ) -> Result<Vec<Bytes>, StoreError> {
+        let mut found = None;
         let frame = if entry.kind == ChunkKind::Data {
             let weight = entry.placement.length as usize * 3;
             let weight = weight.clamp(LEAST_FRAME_WEIGHT, MAX_PLAIN_BYTES);
             let slot = self.frames.get_or_put((entry.salt, entry.placement.offset), weight, Arc::default);
-            // Whoever else wants the frame meanwhile waits for this.
-            slot.get_or_try_init(|| self.open_frame(entry)).await?.clone()
-        } else {
-            self.open_frame(entry).await?
-        };
-        let keys = Arc::clone(&self.keys);
-        let find = move || {
-            let find = |(id, part): (ChunkId, u8)| {
-                frame.plain.chunk(&keys, entry.kind, &id, part)?;
-                Ok(frame.bytes.slice(frame.plain.place(part)?))
+            let (found, wanted) = (&mut found, &chunks);
+            let open = || async move {
+                let (frame, chunks) = self.open_frame(entry, wanted.clone()).await?;
+                *found = Some(chunks);
+                Ok::<_, StoreError>(frame)
             };
-            chunks.into_iter().map(find).collect::<Result<Vec<_>, FormatError>>()
+            // Whoever else wants the frame meanwhile waits for this.
+            slot.get_or_try_init(open).await?.clone()
+        } else {
+            let (frame, chunks) = self.open_frame(entry, chunks.clone()).await?;
+            found = Some(chunks);
+            frame
         };
-        let object = || names::pack(&entry.salt.pack_id());
-        let found = self.pool.run(find).await.map_err(|gone| worker_gone(object(), gone))?;
-        found.map_err(|error| StoreError::format(&object(), error))
+        let found = match found {
+            Some(found) => found,
+            None => {
+                let keys = Arc::clone(&self.keys);
+                self.run(move || frame.chunks(&keys, entry.kind, &chunks)).await?
+            }
+        };
+        found.map_err(|error| StoreError::format(&names::pack(&entry.salt.pack_id()), error))
     }
 
-    async fn open_frame(self: &Arc<Self>, entry: IndexEntry) -> Result<OpenedFrame, StoreError> {
+    /// Reads a frame, opens it and takes these chunks from it, in one piece of work.
+    async fn open_frame(
+        self: &Arc<Self>,
+        entry: IndexEntry,
+        chunks: Vec<(ChunkId, u8)>,
+    ) -> Result<(OpenedFrame, Result<Vec<Bytes>, FormatError>), StoreError> {
         let object = names::pack(&entry.salt.pack_id());
         let length = entry.placement.length as usize;
         let frame = self.backend.read(&object, entry.placement.offset.into(), length).await;
         let frame = frame.map_err(|error| StoreError::io("read", &object, error))?;
         let keys = Arc::clone(&self.keys);
-        let open = move || PackKey::derive(&keys, &entry.salt)?.open(entry.kind, entry.placement.frame, frame);
-        let opened = self.pool.run(open).await.map_err(|gone| worker_gone(object.clone(), gone))?;
-        opened.map(OpenedFrame::new).map_err(|error| StoreError::format(&object, error))
+        let open = move || {
+            let plain = PackKey::derive(&keys, &entry.salt)?.open(entry.kind, entry.placement.frame, frame)?;
+            let frame = OpenedFrame::new(plain);
+            let chunks = frame.chunks(&keys, entry.kind, &chunks);
+            Ok::<_, FormatError>((frame, chunks))
+        };
+        self.run(open).await?.map_err(|error| StoreError::format(&object, error))
     }
-}
-
-fn worker_gone(object: String, gone: crate::pool::WorkerGone) -> StoreError {
-    StoreError::Backend { action: "open", object, source: std::io::Error::other(gone) }
 }
 
 /// A frame in memory. Parts of its bytes are handed out without copying.
@@ -300,6 +362,15 @@ impl OpenedFrame {
     fn new(plain: PlainFrame) -> Self {
         let plain = Arc::new(plain);
         Self { bytes: Bytes::from_owner(Shared(Arc::clone(&plain))), plain }
+    }
+
+    /// Chunks of it by their ids and numbers, each hashed again.
+    fn chunks(&self, keys: &Keys, kind: ChunkKind, chunks: &[(ChunkId, u8)]) -> Result<Vec<Bytes>, FormatError> {
+        let find = |&(id, part): &(ChunkId, u8)| {
+            self.plain.chunk(keys, kind, &id, part)?;
+            Ok(self.bytes.slice(self.plain.place(part)?))
+        };
+        chunks.iter().map(find).collect()
     }
 }
 

@@ -1,11 +1,15 @@
 //! Tasks: awaiting one by events with polling as a fallback, cancelling it, destroying it.
 
+mod host_life;
+
 use crate::error::{ApiFailure, XenApiError};
 use crate::event;
 use crate::generated::ErrorCode;
 use crate::session_handle::Session;
 use crate::task;
 use crate::value::{FromValue, xml};
+use host_life::Watch;
+pub use host_life::{HostLives, host_lives};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +23,12 @@ const OUTAGE_LIMIT: Duration = Duration::from_secs(90);
 /// How long a cancelled task may take to end before it is destroyed as it is.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
+/// The same for a task whose host is gone: nobody is there to end it.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the first wait for events is. Most tasks are over by then, and their hosts need not be looked at.
+const FIRST_WAIT: Duration = Duration::from_secs(2);
+
 /// How to wait for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitOptions {
@@ -28,6 +38,10 @@ pub struct WaitOptions {
     pub progress_deadline: Duration,
     /// How often to look where events do not come.
     pub poll: Duration,
+    /// Hosts that the work needs, besides the one where the task was made, as [`host_lives`] saw them before the call.
+    pub hosts: HostLives,
+    /// How often to look whether those hosts are still there and have not been started anew.
+    pub host_check: Duration,
 }
 
 impl Default for WaitOptions {
@@ -36,6 +50,8 @@ impl Default for WaitOptions {
             operation: "task".to_owned(),
             progress_deadline: Duration::from_secs(3600),
             poll: Duration::from_secs(5),
+            hosts: HostLives::default(),
+            host_check: Duration::from_secs(20),
         }
     }
 }
@@ -60,7 +76,7 @@ impl<T: FromValue + Send> FromTaskResult for T {}
 ///
 /// # Errors
 /// [`XenApiError::Api`] with the task's own failure, [`XenApiError::TaskVanished`], [`XenApiError::TaskStalled`],
-/// [`XenApiError::Cancelled`], and those of calls.
+/// [`XenApiError::TaskHostGone`], [`XenApiError::Cancelled`], and those of calls.
 pub fn wait<'a, T>(
     session: &Session,
     task: task::Ref,
@@ -150,8 +166,14 @@ impl TaskGuard {
         };
         let end = match end {
             Ok(record) => Ok(record),
-            Err(error @ (XenApiError::Cancelled { .. } | XenApiError::TaskStalled { .. })) => {
-                let last = cancel_and_wait(&self.session, &task).await;
+            Err(
+                error @ (XenApiError::Cancelled { .. }
+                | XenApiError::TaskStalled { .. }
+                | XenApiError::TaskHostGone { .. }),
+            ) => {
+                let gone = matches!(error, XenApiError::TaskHostGone { .. });
+                let limit = if gone { GONE_LIMIT } else { END_LIMIT };
+                let last = cancel_and_wait(&self.session, &task, limit).await;
                 match last {
                     Some(record) if record.status == task::StatusType::Success => Ok(record),
                     _ => {
@@ -210,7 +232,7 @@ impl Drop for TaskGuard {
 /// out of something that was given up. A task of our own that does not end is ended by us: the pool only notes that a
 /// pending task is to be destroyed, and keeps it for a day.
 async fn give_up(session: &Session, task: task::Ref, maker: Maker) {
-    let ended = maker != Maker::Us && cancel_and_wait(session, &task).await.is_some();
+    let ended = maker != Maker::Us && cancel_and_wait(session, &task, END_LIMIT).await.is_some();
     if !ended && maker != Maker::Pool {
         // Unknown to older servers, which then collect the task in time.
         if let Err(error) = task::set_status(session, &task, &task::StatusType::Cancelled).await {
@@ -221,15 +243,15 @@ async fn give_up(session: &Session, task: task::Ref, maker: Maker) {
 }
 
 /// The task's record at its end, if it came.
-async fn cancel_and_wait(session: &Session, task: &task::Ref) -> Option<task::Record> {
-    let options = WaitOptions { progress_deadline: END_LIMIT, ..WaitOptions::of("cancelling a task") };
+async fn cancel_and_wait(session: &Session, task: &task::Ref, limit: Duration) -> Option<task::Record> {
+    let options = WaitOptions { progress_deadline: limit, host_check: limit, ..WaitOptions::of("cancelling a task") };
     let cancelling = async {
         if let Err(error) = task::cancel(session, task).await {
             tracing::debug!(%error, "a task could not be cancelled");
         }
         watch(session, task, &options, Duration::ZERO).await
     };
-    tokio::time::timeout(END_LIMIT, cancelling).await.ok()?.ok()
+    tokio::time::timeout(limit, cancelling).await.ok()?.ok()
 }
 
 async fn destroy(session: &Session, task: &task::Ref) {
@@ -269,12 +291,17 @@ async fn watch(
     outage_limit: Duration,
 ) -> Result<task::Record, XenApiError> {
     let mut watcher = Watcher { session, task, options, token: String::new(), source: Source::Record };
+    let mut hosts = Watch::new(session, options);
     let mut last: Option<task::Record> = None;
+    let began = Instant::now();
+    let first_wait = FIRST_WAIT.min(options.host_check);
     let mut changed = Instant::now();
     let mut reached = Instant::now();
     loop {
         let left = options.progress_deadline.saturating_sub(changed.elapsed());
-        match watcher.look(EVENT_WAIT.min(left)).await {
+        let young = first_wait.saturating_sub(began.elapsed());
+        let wait = if young.is_zero() { EVENT_WAIT.min(options.host_check) } else { young };
+        match watcher.look(wait.min(left)).await {
             Ok(records) => {
                 reached = Instant::now();
                 for record in records {
@@ -286,8 +313,14 @@ async fn watch(
                         last = Some(record);
                     }
                 }
+                let resident = last.as_ref().map(|record| &record.resident_on);
+                if began.elapsed() >= first_wait
+                    && let Some(host) = hosts.gone(resident).await
+                {
+                    return Err(XenApiError::TaskHostGone { operation: options.operation.clone(), host });
+                }
             }
-            Err(error) if error.is_silence() && reached.elapsed() < outage_limit => {
+            Err(error) if error.is_away() && reached.elapsed() < outage_limit => {
                 tracing::debug!(%error, "the pool can not be reached, the task is looked for again");
                 tokio::time::sleep(options.poll.min(outage_limit)).await;
                 // Not held against the task: nothing could be seen of it.

@@ -9,7 +9,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use xenvault_xenapi::tasks::{WaitOptions, wait};
+use xenvault_xenapi::tasks::{WaitOptions, host_lives, wait};
 use xenvault_xenapi::{CancellationToken, ErrorCode, Retry, Session, XenApiError, task as task_class, vdi, vm};
 
 const TASK: &str = "OpaqueRef:task";
@@ -201,6 +201,28 @@ async fn the_tasks_failure_does_not_repeat_the_session() {
 }
 
 #[tokio::test]
+async fn the_tasks_failure_does_not_repeat_a_session_that_was_renewed_since() {
+    let (_pool, session) = session(|call| match call.method.as_str() {
+        "VM.get_all" if call.params[0] == json!("OpaqueRef:session-1") => {
+            Some(Reply::Failure(vec!["SESSION_INVALID", "OpaqueRef:session-1"]))
+        }
+        "VM.get_all" => Some(Reply::Result(json!([]))),
+        "task.get_record" => {
+            let said = "GET /x?session_id=OpaqueRef:session-1&y HTTP/1.1 and \"/z?session_id=OpaqueRef:session-1\" too";
+            Some(task("failure", "", &["INTERNAL_ERROR", said]))
+        }
+        _ => None,
+    })
+    .await;
+    vm::get_all(&session).await.unwrap();
+    assert_eq!(session.generation(), 2);
+    let error = result::<()>(&session).await.unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("session-1"), "{error:?}");
+    assert!(error.to_string().contains("&y HTTP/1.1 and \"/z?") && error.to_string().contains("\" too"), "{error}");
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_task_without_progress_is_cancelled() {
     let (pool, session) = session(runs_until_cancelled()).await;
     let options = WaitOptions { progress_deadline: Duration::from_millis(50), ..WaitOptions::of("testing") };
@@ -241,5 +263,104 @@ async fn x13_changed_blocks_are_asked_for_by_a_task() {
     let task = vdi::list_changed_blocks_async(&session, &disk, &disk).await.unwrap();
     let outcome = wait::<String>(&session, task, WaitOptions::of("CBT"), &CancellationToken::new()).await;
     assert_eq!(outcome.unwrap_err().code(), Some(&ErrorCode::Unknown("SR_BACKEND_FAILURE_460".into())));
+    session.logout().await.unwrap();
+}
+
+/// A pool with a task that never ends on a host that has `lives` one after the other, each seen once and the last for
+/// good; `live` is what its metrics say.
+fn runs_on(lives: &'static [&'static str], live: bool) -> impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static {
+    let looked = AtomicUsize::new(0);
+    let cancelled = runs_until_cancelled();
+    move |call| match call.method.as_str() {
+        "host.get_record" => {
+            assert_eq!(call.params[1], json!("OpaqueRef:host-7"));
+            let at = looked.fetch_add(1, Ordering::SeqCst).min(lives.len() - 1);
+            Some(Reply::Result(json!({
+                "name_label": "xen-7", "metrics": "OpaqueRef:metrics",
+                "other_config": {"boot_time": "1795368590.", "agent_start_time": lives[at]}
+            })))
+        }
+        "host_metrics.get_record" => Some(Reply::Result(json!({"live": live}))),
+        _ => cancelled(call),
+    }
+}
+
+async fn waits_on_host_7(session: &Session) -> Result<(), XenApiError> {
+    let options = WaitOptions {
+        hosts: host_lives(session, &[xenvault_xenapi::host::Ref::new("OpaqueRef:host-7"), Default::default()]).await,
+        host_check: Duration::from_millis(1),
+        progress_deadline: Duration::from_secs(600),
+        ..WaitOptions::of("testing")
+    };
+    wait(session, reference(), options, &CancellationToken::new()).await
+}
+
+#[tokio::test]
+async fn x06_a_task_whose_host_is_dead_is_given_up() {
+    let (pool, session) = session(runs_on(&["1795368600."], false)).await;
+    let error = waits_on_host_7(&session).await.unwrap_err();
+    assert!(matches!(&error, XenApiError::TaskHostGone { host, .. } if host == "xen-7"), "{error:?}");
+    assert!(error.is_lost_answer());
+    assert_eq!(error.retry(), Retry::Later);
+    assert_eq!((pool.count("task.cancel"), pool.count("task.destroy")), (1, 1));
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x06_a_task_whose_hosts_toolstack_started_anew_is_given_up() {
+    let lives = &["1795368600.", "1795368600.", "1795368600.", "1795368700."];
+    let (pool, session) = session(runs_on(lives, true)).await;
+    let error = waits_on_host_7(&session).await.unwrap_err();
+    assert!(matches!(error, XenApiError::TaskHostGone { .. }), "{error:?}");
+    assert_eq!(pool.count("host.get_record"), lives.len());
+    assert_eq!((pool.count("task.cancel"), pool.count("task.destroy")), (1, 1));
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x06_a_toolstack_that_starts_anew_before_the_first_look_at_its_host_is_noticed() {
+    let lives = &["1795368600.", "1795368700."];
+    let (pool, session) = session(runs_on(lives, true)).await;
+    let error = waits_on_host_7(&session).await.unwrap_err();
+    assert!(matches!(error, XenApiError::TaskHostGone { .. }), "{error:?}");
+    assert_eq!(pool.count("host.get_record"), lives.len());
+    assert_eq!((pool.count("task.cancel"), pool.count("task.destroy")), (1, 1));
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x06_a_task_that_ended_well_while_it_was_given_up_counts_as_done() {
+    let cancelled = AtomicBool::new(false);
+    let hosts = runs_on(&["1795368600."], false);
+    let (pool, session) = session(move |call| match call.method.as_str() {
+        "task.cancel" => {
+            cancelled.store(true, Ordering::SeqCst);
+            None
+        }
+        "task.get_record" if cancelled.load(Ordering::SeqCst) => Some(task("success", "", &[])),
+        _ => hosts(call),
+    })
+    .await;
+    waits_on_host_7(&session).await.unwrap();
+    assert_eq!(pool.count("task.destroy"), 1);
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x06_a_host_that_can_not_be_looked_at_is_not_taken_for_dead() {
+    let looked = AtomicUsize::new(0);
+    let (pool, session) = session(move |call| match call.method.as_str() {
+        "host.get_record" => {
+            looked.fetch_add(1, Ordering::SeqCst);
+            Some(Reply::Failure(vec!["INTERNAL_ERROR", "no"]))
+        }
+        "task.get_record" if looked.load(Ordering::SeqCst) >= 3 => Some(task("success", "", &[])),
+        "task.get_record" => Some(task("pending", "", &[])),
+        "event.from" => Some(nothing()),
+        _ => None,
+    })
+    .await;
+    waits_on_host_7(&session).await.unwrap();
+    assert_eq!(pool.count("task.cancel"), 0);
     session.logout().await.unwrap();
 }

@@ -24,6 +24,9 @@ pub const FOR_TESTS: &[Tool] = &[
     ("openssl", "openssl"),
     ("python3", "python3"),
     ("curl", "curl"),
+    ("sha256sum", "coreutils"),
+    ("tar", "tar"),
+    ("gzip", "gzip"),
     // For XenAPI clients of others, which `clients.rs` installs.
     ("node", "nodejs"),
     ("npm", "npm"),

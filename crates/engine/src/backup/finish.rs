@@ -9,7 +9,7 @@ use super::base::Kinship;
 use super::bases;
 use super::snapshot::{Shot, Snapshot};
 use crate::marks::{self, Role};
-use crate::pool::{await_task, code, gone_is_fine, wait_detached, while_busy};
+use crate::pool::{await_task_on, code, gone_is_fine, only_hosts, until_answered, wait_detached, while_busy};
 use crate::run::Run;
 use crate::state::{Journal, Made};
 
@@ -47,6 +47,9 @@ pub(crate) async fn clean_up(run: &Run, vm_uuid: &str, snapshot: &Snapshot, kins
             return false;
         }
     }
+    if snapshot.asked_again {
+        clean &= no_other_came(run, &snapshot.record.name_label).await;
+    }
     for (at, shot) in snapshot.disks.iter().enumerate() {
         let twice = kinship.get(at) == Some(&Kinship::UnrelatedAgain);
         match purge(run, journal, shot).await {
@@ -57,6 +60,20 @@ pub(crate) async fn clean_up(run: &Run, vm_uuid: &str, snapshot: &Snapshot, kins
         }
     }
     clean
+}
+
+/// Whether the first of two attempts at the snapshot made none after all. One that did is the sweep's: it bears our name.
+async fn no_other_came(run: &Run, name: &str) -> bool {
+    let problem = match vm::get_by_name_label(run.session(), name).await {
+        Ok(found) if found.is_empty() => return true,
+        Ok(_) => "it appeared later".to_owned(),
+        Err(error) => format!("whether it appeared later can not be seen: {error}"),
+    };
+    run.meter.warn(
+        "snapshot-left",
+        format!("a first snapshot, whose answer was lost, may be left ({problem}); the next sweep removes it"),
+    );
+    false
 }
 
 /// Warns if a step on a disk failed.
@@ -123,11 +140,13 @@ async fn purge(run: &Run, journal: &Journal, shot: &Shot) -> Result<Outcome, Xen
 
 async fn data_destroy(run: &Run, journal: &Journal, shot: &Shot) -> Result<(), XenApiError> {
     let session = run.session();
-    while_busy(BUSY_LIMIT, || async {
+    let purge = || async {
+        let hosts = only_hosts(session, &shot.live.sr).await;
         let started = vdi::data_destroy_async(session, &shot.reference).await;
-        await_task::<()>(session, journal, run.engine.options(), "VDI.data_destroy", started).await
-    })
-    .await
+        let options = run.engine.options();
+        await_task_on::<()>(session, journal, options, "VDI.data_destroy", hosts, started).await
+    };
+    while_busy(BUSY_LIMIT, || until_answered(purge)).await
 }
 
 /// Removes the bases of the same disk that this run replaces: ours, for the same VM (a disk can be shared by several,
@@ -172,8 +191,13 @@ async fn give_up_chain(run: &Run, journal: &Journal, shot: &Shot, vm_uuid: &str)
         }
         Err(error) => return attempt(run, shot, "see who else tracks it", Err(error)),
     }
-    let started = vdi::disable_cbt_async(session, &shot.live.reference).await;
-    let disabled = await_task::<()>(session, journal, run.engine.options(), "VDI.disable_cbt", started).await;
+    let disable = || async {
+        let hosts = only_hosts(session, &shot.live.sr).await;
+        let started = vdi::disable_cbt_async(session, &shot.live.reference).await;
+        let options = run.engine.options();
+        await_task_on::<()>(session, journal, options, "VDI.disable_cbt", hosts, started).await
+    };
+    let disabled = while_busy(BUSY_LIMIT, || until_answered(disable)).await;
     if disabled.is_err() {
         return attempt(run, shot, "give up its broken chain of changes", disabled);
     }

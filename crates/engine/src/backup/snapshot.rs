@@ -1,5 +1,7 @@
 //! Tracking on, snapshot taken, marks on it: the part of a backup that changes the pool.
 
+mod lost;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -11,9 +13,15 @@ use super::finding::{Finding, FindingKind};
 use super::prerequisites::{Ground, LiveDisk, SNAPSHOT_REMEDY, Trackable};
 use crate::EngineError;
 use crate::marks::{self, CHAIN, Marks, Role};
-use crate::pool::{Doing as _, await_task, is_full, is_unsupported, server_time};
+use crate::pool::{
+    Doing as _, await_task_on, is_full, is_unsupported, only_hosts, server_time, until_answered, while_busy,
+};
 use crate::run::Run;
 use crate::state::Made;
+use lost::Failed;
+
+/// How long switching tracking on is tried again while the disk is in use.
+const ENABLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A disk with its snapshot.
 #[derive(Clone, Debug)]
@@ -33,6 +41,8 @@ pub(crate) struct Snapshot {
     pub(crate) reference: vm::Ref,
     pub(crate) record: vm::Record,
     pub(crate) disks: Vec<Shot>,
+    /// The answer to a first attempt was lost and no snapshot of it was to be seen.
+    pub(crate) asked_again: bool,
 }
 
 /// Switches tracking on where it is off. The nonce goes first: a crash in between must not leave an old nonce on a new
@@ -47,14 +57,19 @@ pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeM
         }
         if !disk.record.cbt_enabled || !disk.record.other_config.contains_key(CHAIN) {
             let nonce = uuid::Uuid::new_v4().to_string();
-            set_chain(session, &disk.reference, &nonce).await.doing("mark the disk with a new chain of changes")?;
+            let marked = until_answered(|| set_chain(session, &disk.reference, &nonce)).await;
+            marked.doing("mark the disk with a new chain of changes")?;
         }
         let mut unsupported = false;
         if !disk.record.cbt_enabled {
             bases::remove_useless(run, &disk.device, &disk.reference).await;
-            let started = vdi::enable_cbt_async(session, &disk.reference).await;
-            let options = run.engine.options();
-            let enabled = await_task::<()>(session, run.journal()?, options, "VDI.enable_cbt", started).await;
+            let (options, journal) = (run.engine.options(), run.journal()?);
+            let enable = || async {
+                let hosts = only_hosts(session, &disk.sr).await;
+                let started = vdi::enable_cbt_async(session, &disk.reference).await;
+                await_task_on::<()>(session, journal, options, "VDI.enable_cbt", hosts, started).await
+            };
+            let enabled = while_busy(ENABLE_LIMIT, || until_answered(enable)).await;
             if let Err(error) = enabled {
                 // The server knows better than its features tell (X09).
                 unsupported = is_unsupported(&error);
@@ -111,21 +126,17 @@ pub(crate) async fn take(
     let session = run.session();
     let name = marks::operation_name("Xenvault backup", run.engine.instance(), run.id());
     run.intend(Made::Vm, &name)?;
-    let started = vm::snapshot_async(session, vm.0, &name, &[]).await;
-    let options = run.engine.options();
-    let taken = await_task::<vm::Ref>(session, run.journal()?, options, "VM.snapshot", started).await;
-    let reference = match taken {
-        Ok(reference) => reference,
-        // The result is lost, not the snapshot: its name tells (X05).
-        Err(XenApiError::TaskVanished { operation }) => {
-            by_name(session, &name).await?.ok_or(XenApiError::TaskVanished { operation }).doing("take the snapshot")?
-        }
-        Err(error) if is_full(&error) => {
+    let (reference, asked_again) = match lost::make(run, ground, vm.0, &name).await {
+        Ok(made) => made,
+        Err(Failed::Pool(error)) if is_full(&error) => {
             let sr = ground.disks.first().map(|disk| disk.sr.name_label.clone()).unwrap_or_default();
             return Err(EngineError::SrFull { sr, action: "take the snapshot".into(), source: Box::new(error) });
         }
-        Err(error) if is_refused_by_storage(&error) => return Err(no_snapshots(&vm.1.name_label, &error)),
-        Err(error) => return Err(error).doing("take the snapshot"),
+        Err(Failed::Pool(error)) if is_refused_by_storage(&error) => {
+            return Err(no_snapshots(&vm.1.name_label, &error));
+        }
+        Err(Failed::Pool(error)) => return Err(error).doing("take the snapshot"),
+        Err(Failed::Here(error)) => return Err(error),
     };
     let record = vm::get_record(session, &reference).await.doing("read the snapshot's record")?;
     run.created(Made::Vm, &record.uuid)?;
@@ -136,25 +147,13 @@ pub(crate) async fn take(
         role: Role::Snapshot,
         vm: vm.1.uuid.clone(),
         repository: run.engine.any_repository().map(|repository| repository.id().to_string()),
-        resume_until: Some(now.saturating_add(options.resume_window.as_secs())),
+        resume_until: Some(now.saturating_add(run.engine.options().resume_window.as_secs())),
     };
     let other_config = marks.applied(&record.uuid, &record.other_config);
     vm::set_other_config(session, &reference, &other_config).await.doing("mark the snapshot")?;
     let found = snapshot_disks(run, &record, &marks).await?;
     let disks = matched(ground, tracking, found)?;
-    Ok(Snapshot { reference, record, disks })
-}
-
-async fn by_name(session: &Session, name: &str) -> Result<Option<vm::Ref>, EngineError> {
-    // The task may be gone a moment before its result is to be seen.
-    for pause in [0, 200, 1000, 3000] {
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        let found = vm::get_by_name_label(session, name).await.doing("look for the snapshot")?;
-        if let Some(reference) = found.into_iter().next() {
-            return Ok(Some(reference));
-        }
-    }
-    Ok(None)
+    Ok(Snapshot { reference, record, disks, asked_again })
 }
 
 /// The disks of the snapshot, marked, with their records as they are after that.
