@@ -20,6 +20,7 @@ mod cache;
 mod counters;
 mod disk;
 mod error;
+mod fetch;
 mod forget;
 mod frames;
 mod heal;
