@@ -1,6 +1,7 @@
 //! What end-to-end tests and the demo have in common: the built programs, the simulated pool as a process, real file
 //! systems in files. The tests themselves lie in `tests/tests`.
 
+pub mod ceph;
 pub mod clients;
 pub mod images;
 pub mod programs;

@@ -24,6 +24,10 @@ pub const FOR_TESTS: &[Tool] = &[
     ("openssl", "openssl"),
     ("python3", "python3"),
     ("curl", "curl"),
+    // An S3 service that people run; without the recommended packages it is small.
+    ("ceph-mon", "ceph-mon"),
+    ("ceph-osd", "ceph-osd"),
+    ("radosgw", "radosgw"),
     // For XenAPI clients of others, which `clients.rs` installs.
     ("node", "nodejs"),
     ("npm", "npm"),

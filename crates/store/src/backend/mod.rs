@@ -2,16 +2,19 @@
 //!
 //! Nothing here knows what is in an object. Names are relative, with `/` between segments.
 
+mod bucket;
 mod local;
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
+pub use bucket::{Bucket, BucketOptions, MAX_OBJECT_BYTES};
 pub use local::LocalFolder;
 pub(crate) use local::lock_folder;
 
@@ -36,6 +39,40 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// durability lies a moment in which others see it already. Nothing to do where there is no such moment.
     fn settle<'a>(&'a self, _folders: &'a [String]) -> BoxFuture<'a, io::Result<()>> {
         std::future::ready(Ok(())).boxed()
+    }
+
+    /// Writes a whole object unless there is one of this name, which is [`io::ErrorKind::AlreadyExists`].
+    ///
+    /// Where the service can not do both in one step (as here, if it is not implemented) somebody else may come in
+    /// between; the caller reads back what is there.
+    fn put_new<'a>(&'a self, name: &'a str, data: Bytes) -> BoxFuture<'a, io::Result<()>> {
+        async move {
+            match self.length(name).await {
+                Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            let mut upload = self.create(name).await?;
+            upload.write(data).await?;
+            upload.finish().await
+        }
+        .boxed()
+    }
+
+    /// Removes an object; one that is gone already is no error. Only sweeps and repairs do that.
+    /// [`io::ErrorKind::Unsupported`] where nothing can be removed.
+    fn remove<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, io::Result<()>> {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into())).boxed()
+    }
+
+    /// When an object appeared, by the store's own clock. [`io::ErrorKind::Unsupported`] where that is not known.
+    fn modified<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, io::Result<SystemTime>> {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into())).boxed()
+    }
+
+    /// The store's own clock: what [`Self::modified`] would say of an object that appears now.
+    fn now<'a>(&'a self) -> BoxFuture<'a, io::Result<SystemTime>> {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into())).boxed()
     }
 
     /// The file that holds an object, where there is one; it may be mapped into memory.
