@@ -90,6 +90,8 @@ fn a_pool_with_more_than_ten_faults_has_each_named_with_its_remedy() {
     call(&bench, "VM.set_blocked_operations", &[vm(&bench, "blocked"), json!({"snapshot": "a test forbids it"})]);
     call(&bench, "VDI.set_on_boot", &[disk(&bench, "reset"), json!("reset")]);
     for _ in 0..21 {
+        // A disk without a write since its last snapshot gets no deeper.
+        bench.pool.guest_write("deep", "0", 0, &[1; 512]).unwrap();
         call(&bench, "VM.snapshot", &[vm(&bench, "deep"), json!("another"), json!([])]);
     }
     let instance = std::fs::read_to_string(bench.path(&bench.installation).join("instance")).unwrap();
@@ -176,6 +178,31 @@ fn x32_a_snapshot_that_the_vm_forbids_is_found_with_the_command_that_lifts_it() 
     let uuid = bench.pool.vm("web").unwrap().uuid;
     let command = format!("xe vm-param-remove param-name=blocked-operations param-key=snapshot uuid={uuid}");
     assert_found(&finished.json().unwrap(), "error", "snapshot-not-allowed", &uuid, &command);
+}
+
+#[test]
+fn x32_a_usb_device_that_is_passed_through_is_found_with_the_commands_that_take_it_away() {
+    let bench = Bench::without_repository(common::one_vm());
+    let device = call(&bench, "VUSB.create", &[vm(&bench, "web"), json!("OpaqueRef:of-a-usb-group"), json!({})]);
+    let finished = check(&bench, &["--vm", "web"]);
+    assert_eq!(finished.code, Some(6), "{finished:?}");
+    let uuid = bench.pool.vm("web").unwrap().uuid;
+    let command = format!("`xe vusb-list vm-uuid={uuid}`, then `xe vusb-unplug` and `xe vusb-destroy`");
+    assert_found(&finished.json().unwrap(), "error", "snapshot-not-allowed", &uuid, &command);
+    call(&bench, "VUSB.destroy", &[device]);
+    assert_eq!(check(&bench, &["--vm", "web"]).code, Some(0));
+}
+
+#[test]
+fn a_server_without_nbd_is_a_warning_and_its_backup_works() {
+    let bench = Bench::start(SimOptions { older_server: true, nbd: NbdAccess::Off, ..common::one_vm() });
+    let finished = check(&bench, &[]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let report = finished.json().unwrap();
+    let pool = bench.pool.records("pool").values().next().unwrap()["uuid"].as_str().unwrap().to_owned();
+    assert_found(&report, "warning", "nbd-unsupported", &pool, "upgrade all hosts");
+    let warned = bench.backup("web");
+    assert!(warned["disks"][0]["sample_bytes"].as_u64().unwrap() > 0, "{warned:#}");
 }
 
 #[test]

@@ -20,6 +20,9 @@ pub struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Makes an empty repository in a folder
+    #[command(
+        after_help = "Example:\n    xenvault-datamover init-repository --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-datamover --help`."
+    )]
     InitRepository(RepositoryArguments),
     /// Shows the certificates of a pool, for a person to compare with the hosts' own consoles
     ///
@@ -27,13 +30,34 @@ pub enum Command {
     /// logs in over the connection that this secures, shows what the coordinator says of every member's certificate and
     /// what each member shows itself, and remembers the coordinator's word for later runs in place of what was remembered
     /// before: the way to go on after a member's certificate was changed on purpose.
+    #[command(
+        after_help = "Example:\n    xenvault-datamover pin https://192.0.2.1\n    xenvault-datamover pin https://192.0.2.1 --fingerprint SHA256 --password-file ./password\n\nExit codes and environment: see `xenvault-datamover --help`."
+    )]
     Pin(PinArguments),
     /// Backs up one VM
+    ///
+    /// The first backup reads what is allocated, the following ones what changed. Whatever is read, the point is complete.
+    /// A run that fails or is stopped removes what it made in the pool; what it could not remove is told, and the next
+    /// backup of the VM or `sweep` removes it.
+    #[command(
+        after_help = "Example:\n    xenvault-datamover backup --pool https://192.0.2.1 --fingerprint SHA256 --password-file ./password --vm web --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-datamover --help`."
+    )]
     Backup(BackupArguments),
-    /// Names everything that stands in the way of backups, with the remedy; changes nothing in the pool. Ends with code 6
-    /// if there is an error among the findings
+    /// Names what stands in the way of backups, with the remedy; changes nothing in the pool
+    ///
+    /// An error among the findings means that backups fail until it is put right: then it ends with code 6. Warnings and
+    /// notes alone are code 0.
+    #[command(
+        after_help = "Example:\n    xenvault-datamover check --pool https://192.0.2.1 --fingerprint SHA256 --password-file ./password\n    xenvault-datamover check --pool https://192.0.2.1 --fingerprint SHA256 --password-file ./password --vm web --json\n\nExit codes and environment: see `xenvault-datamover --help`."
+    )]
     Check(CheckArguments),
     /// Removes what dead runs of this installation left in the pool
+    ///
+    /// Only what carries the marks of this installation, or stands in its journal as made by it, and is of no running
+    /// work. Everything else is never touched.
+    #[command(
+        after_help = "Example:\n    xenvault-datamover sweep --pool https://192.0.2.1 --fingerprint SHA256 --password-file ./password --dry-run\n\nExit codes and environment: see `xenvault-datamover --help`."
+    )]
     Sweep(SweepArguments),
 }
 

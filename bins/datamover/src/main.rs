@@ -6,12 +6,13 @@ mod shell;
 
 use arguments::Arguments;
 use clap::{CommandFactory, FromArgMatches};
-use shell::exit::{self, Exit};
+use shell::exit::Exit;
+use shell::help;
 use shell::output::Format;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let matches = Arguments::command().after_help(exit::help()).get_matches();
+    let matches = Arguments::command().after_help(help::end()).get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     shell::start_log(arguments.output.log.as_deref());
     let format = Format::json(arguments.output.json);

@@ -4,6 +4,8 @@ use crate::shell::OutputArguments;
 use crate::shell::pool::{PoolArguments, StateArguments};
 use crate::shell::repository::RepositoryArguments;
 use std::path::PathBuf;
+use std::time::Duration;
+use xenvault_block::ByteSize;
 use xenvault_engine::MacPolicy;
 
 /// Looks into a Xenvault repository and brings VMs and disks back.
@@ -21,13 +23,116 @@ pub struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Lists the restore points
+    #[command(
+        after_help = "Example:\n    xenvault-restore points --repository /backup --passphrase-file ./passphrase --vm web\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Points(PointsArguments),
     /// Shows one point: its disks, what was read and why
+    #[command(
+        after_help = "Example:\n    xenvault-restore show POINT --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Show(ShowArguments),
     /// Restores a point as a new VM
+    #[command(
+        after_help = "Example:\n    xenvault-restore vm POINT --repository /backup --passphrase-file ./passphrase --pool https://192.0.2.1 --fingerprint SHA256 --password-file ./password --name restored\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Vm(Box<VmArguments>),
     /// Writes one disk of a point to a raw, sparse file
+    #[command(
+        after_help = "Example:\n    xenvault-restore disk POINT 0 --repository /backup --passphrase-file ./passphrase --to web.raw\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Disk(DiskArguments),
+    /// Lists points, forgets them, or takes that back
+    Point {
+        #[command(subcommand)]
+        command: PointCommand,
+    },
+    /// Removes forgotten points and whatever no point needs, while backups go on
+    ///
+    /// What goes is announced first and removed by the next sweep after the grace period, so a sweep each day is two half
+    /// sweeps. Nothing is removed if it is doubtful that all points are known. Interrupting it is harmless.
+    Sweep(SweepArguments),
+    /// Checks that everything is there and whole, and tells which points, VMs and ranges of disks are hurt; ends with
+    /// code 9 if something is
+    Verify(VerifyArguments),
+    /// Writes index segments and receipts again that were lost; never touches a pack or a point
+    Repair(RepairArguments),
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum PointCommand {
+    /// Lists the restore points, as `points` does
+    List(PointsArguments),
+    /// Forgets points: they are not listed any more, and a sweep removes them
+    Forget(ForgetArguments),
+    /// Takes the forgetting of points back, which is possible until a sweep has announced them
+    Undo(ChangeArguments),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ChangeArguments {
+    /// The points: their ids, or enough of their beginnings
+    #[arg(required = true)]
+    pub points: Vec<String>,
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ForgetArguments {
+    #[command(flatten)]
+    pub change: ChangeArguments,
+    /// Why, for whoever asks later
+    #[arg(long, value_name = "TEXT", default_value = "by hand")]
+    pub reason: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SweepArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// Show what would go, and touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Time between announcement and removal, such as 48h, 3d, 90m or 0s; longer than the longest backup
+    #[arg(long, value_name = "TIME", default_value = "48h", value_parser = time)]
+    pub grace: Duration,
+    /// Most bytes to store again so that packs can go that are mostly dead
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub rewrite_budget: ByteSize,
+    /// A pack is mostly dead if less than this percentage of it is needed
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rewrite_below: u8,
+    /// More than a fifth of all points may go at once
+    #[arg(long)]
+    pub confirm_many: bool,
+    /// Go on without points that are gone though nobody has forgotten them
+    #[arg(long)]
+    pub accept_lost_points: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct VerifyArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// Read, authenticate and hash every chunk of every pack. Without it, only the frame of each pack is looked at
+    #[arg(long, conflicts_with = "sample")]
+    pub full: bool,
+    /// Read this percentage of the packs as a whole
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub sample: Option<u8>,
+    /// Number that chooses the packs of the sample [default: another one each day]
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub seed: Option<u64>,
+    /// Write neither damage marks nor the result into the repository
+    #[arg(long)]
+    pub read_only: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RepairArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
 }
 
 #[derive(Debug, clap::Args)]
@@ -113,6 +218,21 @@ fn network(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A time such as `48h`, `3d`, `90m` or `0s`.
+fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write a number and s, m, h or d, such as 48h");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let number = text.strip_suffix(unit).and_then(|number| number.parse::<u64>().ok()).ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +241,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        for (text, seconds) in [("0s", 0), ("90m", 5400), ("48h", 172_800), ("3d", 259_200)] {
+            assert_eq!(time(text), Ok(Duration::from_secs(seconds)));
+        }
+        for wrong in ["", "h", "48", "1.5h", "-1h", "1w", "99999999999999999999d", "9999999999999999999d", "3é"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

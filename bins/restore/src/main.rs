@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod maintenance;
 mod points;
 // The same files as in the datamover: a program is no library, and the two must behave alike.
 #[path = "../../datamover/src/shell/mod.rs"]
@@ -9,12 +10,13 @@ mod shell;
 
 use arguments::Arguments;
 use clap::{CommandFactory, FromArgMatches};
-use shell::exit::{self, Exit};
+use shell::exit::Exit;
+use shell::help;
 use shell::output::Format;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let matches = Arguments::command().after_help(exit::help()).get_matches();
+    let matches = Arguments::command().after_help(help::end()).get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     shell::start_log(arguments.output.log.as_deref());
     let format = Format::json(arguments.output.json);

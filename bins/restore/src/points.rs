@@ -14,7 +14,8 @@ pub async fn choose(repository: &Repository, text: &str) -> Result<PointId, Fail
         return Ok(id);
     }
     let listing = repository.points(&PointFilter::default()).await?;
-    Ok(pick(listing.points.iter().map(|point| point.id), text)?)
+    let all = listing.points.iter().chain(&listing.forgotten).chain(&listing.quarantined);
+    Ok(pick(all.map(|point| point.id), text)?)
 }
 
 fn pick(ids: impl Iterator<Item = PointId>, text: &str) -> Result<PointId, Refusal> {

@@ -76,15 +76,31 @@ pub enum EngineError {
         /// Disks of its snapshot.
         snapshot: usize,
     },
-    /// Several snapshots bear the name of one attempt.
+    /// The pool does not end a snapshot.
     #[error(
-        "{count} snapshots have the name {name:?}, which one of them is complete is not known: all are removed, try again"
+        "the pool has been at work on a snapshot of VM {vm:?} for {} s: `xe task-list` shows it; the next run or sweep removes what comes of it", .waited.as_secs()
     )]
-    SeveralSnapshots {
-        /// The name.
-        name: String,
-        /// How many.
-        count: usize,
+    SnapshotUnderWay {
+        /// The VM's name.
+        vm: String,
+        /// For how long it was watched.
+        waited: std::time::Duration,
+    },
+    /// The host that the VM runs on by the pool's records is down, so nobody can take its snapshot.
+    #[error(
+        "host {host:?}, on which the VM runs by the pool's records, is down: bring it back, or, if it is down for sure, `xe vm-reset-powerstate --force` on the VM and start it elsewhere; then try again"
+    )]
+    HostDown {
+        /// The host's name.
+        host: String,
+        /// What the pool said.
+        source: Box<xenvault_xenapi::XenApiError>,
+    },
+    /// The server names a VM by something that is no UUID.
+    #[error("the server names a VM by {uuid:?}, which is no UUID: this is not a pool that can be worked with")]
+    NoUuid {
+        /// As the server gave it.
+        uuid: String,
     },
     /// A call to the pool failed.
     #[error("the pool failed to {action}")]
@@ -272,12 +288,16 @@ impl EngineError {
                 xenvault_nbd::Retry::Never => Retry::Never,
                 _ => Retry::Later,
             },
-            Self::Busy { .. } | Self::DiskCount { .. } | Self::SeveralSnapshots { .. } | Self::Internal { .. } => {
-                Retry::Later
-            }
+            Self::Busy { .. } | Self::DiskCount { .. } | Self::SnapshotUnderWay { .. } => Retry::Later,
+            Self::HostDown { .. } | Self::Internal { .. } => Retry::Later,
             Self::Repository { .. } | Self::SrFull { .. } | Self::NoHost { .. } => Retry::Later,
             _ => Retry::Never,
         }
+    }
+
+    /// Whether nobody knows what the pool made of the last call: it may still come.
+    pub(crate) fn is_lost_answer(&self) -> bool {
+        matches!(self, Self::Pool { source, .. } if source.is_lost_answer())
     }
 
     /// Rough kind, for exit codes and reports.
@@ -296,7 +316,9 @@ impl EngineError {
             Self::Pool { .. }
             | Self::SrFull { .. }
             | Self::DiskCount { .. }
-            | Self::SeveralSnapshots { .. }
+            | Self::SnapshotUnderWay { .. }
+            | Self::HostDown { .. }
+            | Self::NoUuid { .. }
             | Self::Read { .. }
             | Self::SizeDiffers { .. }
             | Self::NoHost { .. }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use xenvault_xenapi::{
-    CancellationToken, ErrorCode, FailureClass, Session, XenApiError, host, host_metrics, pool, sr, task, tasks, vbd,
-    vdi, vm,
+    CancellationToken, ErrorCode, FailureClass, Session, XenApiError, host, host_metrics, pbd, pool, sr, task, tasks,
+    vbd, vdi, vm,
 };
 
 use crate::state::{Entry, Journal, Made};
@@ -101,24 +101,14 @@ pub(crate) async fn is_live(session: &Session, host: &host::Ref) -> bool {
     live.await.unwrap_or(true)
 }
 
-/// Awaits a task that a journal knows about from its first moment, so that a crash leaves no unknown task behind.
-pub(crate) async fn await_task<T: tasks::FromTaskResult>(
-    session: &Session,
-    journal: &Journal,
-    options: &EngineOptions,
-    operation: &str,
-    started: Result<task::Ref, XenApiError>,
-) -> Result<T, XenApiError> {
-    await_task_on(session, journal, options, operation, Vec::new(), started).await
-}
-
-/// As [`await_task`], for work that ends in nothing if one of these hosts dies (X06).
+/// Awaits a task that a journal knows about from its first moment, so that a crash leaves no unknown task behind. The
+/// work ends in nothing if one of these hosts dies (X06); they were looked at before the call.
 pub(crate) async fn await_task_on<T: tasks::FromTaskResult>(
     session: &Session,
     journal: &Journal,
     options: &EngineOptions,
     operation: &str,
-    hosts: Vec<host::Ref>,
+    hosts: tasks::HostLives,
     started: Result<task::Ref, XenApiError>,
 ) -> Result<T, XenApiError> {
     let task = started?;
@@ -133,7 +123,10 @@ pub(crate) async fn await_task_on<T: tasks::FromTaskResult>(
     };
     // Dropping the future cancels the task, so that no token is needed.
     let result = tasks::wait::<T>(session, task, wait, &CancellationToken::new()).await;
-    let _ = journal.write(&Entry::Removed { what: Made::Task, id });
+    // One that was given up without its end may still be there, and at work: whoever cleans up waits for it.
+    if !matches!(&result, Err(error) if error.is_silence() || matches!(error, XenApiError::SessionInvalid { .. })) {
+        let _ = journal.write(&Entry::Removed { what: Made::Task, id });
+    }
     result
 }
 
@@ -157,6 +150,15 @@ where
         }
         tokio::time::sleep(Duration::from_millis(250 << attempt)).await;
         attempt += 1;
+    }
+}
+
+/// The hosts without which nothing can be done with disks of this SR: its only one, if there is only one (X06).
+pub(crate) async fn only_hosts(session: &Session, sr: &sr::Record) -> tasks::HostLives {
+    let [only] = sr.pbds.as_slice() else { return tasks::HostLives::default() };
+    match pbd::get_record(session, only).await {
+        Ok(pbd) => tasks::host_lives(session, &[pbd.host]).await,
+        Err(_) => tasks::HostLives::default(),
     }
 }
 
@@ -199,17 +201,27 @@ async fn is_attached_to_control_domain(session: &Session, disk: &vdi::Ref) -> Re
     Ok(false)
 }
 
-/// Does something that needs the disk to be free, again and again while it is busy, for at most `limit`.
-pub(crate) async fn while_busy<F, Fut>(limit: Duration, mut act: F) -> Result<(), XenApiError>
+/// So often something is done again that failed because a host or a path to storage was away.
+const ABSENCES: u32 = 3;
+
+/// Does something that needs the disk to be free, again and again while it is busy, for at most `limit`, and a few times
+/// while a host is away.
+pub(crate) async fn while_busy<T, F, Fut>(limit: Duration, mut act: F) -> Result<T, XenApiError>
 where
     F: FnMut() -> Fut,
-    Fut: Future<Output = Result<(), XenApiError>>,
+    Fut: Future<Output = Result<T, XenApiError>>,
 {
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(100);
+    let mut absences = 0;
     loop {
         match act().await {
             Err(error) if is_busy(&error) && Instant::now() + pause < deadline => {}
+            // A host is away for a moment.
+            Err(error) if error.class() == Some(FailureClass::Later) && absences < ABSENCES => {
+                absences += 1;
+                pause = pause.max(Duration::from_secs(1));
+            }
             other => return other,
         }
         tokio::time::sleep(pause).await;

@@ -86,11 +86,11 @@ impl Run {
     }
 
     /// Ends a failed run: removes what it made. What can not be removed now is left to the next run or sweep.
-    pub(crate) async fn abandon(mut self) {
+    pub(crate) async fn abandon(mut self, why: &EngineError) {
         let cleaning = Cleaning {
             engine: self.engine.clone(),
             held: self.held.take(),
-            ending: Ending::Failed,
+            ending: if why.is_lost_answer() { Ending::Open } else { Ending::Answered },
             place: Place::Caller,
         };
         cleaning.finish().await;
@@ -102,7 +102,7 @@ impl Drop for Run {
         drop(Cleaning {
             engine: self.engine.clone(),
             held: self.held.take(),
-            ending: Ending::Dropped,
+            ending: Ending::Open,
             place: Place::Caller,
         });
     }
@@ -144,12 +144,8 @@ impl Drop for Cleaning {
         if self.place == Place::Caller
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let rest = Self {
-                engine: self.engine.clone(),
-                held: Some(held),
-                ending: Ending::Dropped,
-                place: Place::Background,
-            };
+            let rest =
+                Self { engine: self.engine.clone(), held: Some(held), ending: Ending::Open, place: Place::Background };
             let engine = self.engine.clone();
             engine.background().spawn_on(rest.finish(), &runtime);
         }

@@ -19,6 +19,7 @@ use common::{BLOCK, Lab, MIB, assert_same, data_disk, name, noise};
 use serde_json::{Value, json};
 use xenvault_block::ByteRange;
 use xenvault_engine::{BackupReport, BackupRequest, Engine, EngineOptions};
+use xenvault_sim::storage::CbtFault;
 use xenvault_sim::{SimOptions, VmSpec};
 use xenvault_store::{Repository, Secret};
 
@@ -76,8 +77,6 @@ struct World {
     policies: Vec<Policy>,
     dice: Dice,
     log: Vec<String>,
-    /// The last run ended with its host, and no activation has met the log since.
-    torn: bool,
 }
 
 impl World {
@@ -93,7 +92,7 @@ impl World {
             let engine = Engine::open(lab.session.clone(), Some(repository.clone()), options).unwrap();
             policies.push(Policy { engine, repository, truths: BTreeSet::from([Truth::NoPoint]) });
         }
-        Self { lab, policies, dice: Dice(seed), log: Vec::new(), torn: false }
+        Self { lab, policies, dice: Dice(seed), log: Vec::new() }
     }
 
     fn happened(&mut self, truth: Truth) {
@@ -141,22 +140,51 @@ impl World {
     async fn crash(&mut self) {
         let host = self.host();
         self.lab.sim.crash_host(host).await.unwrap();
-        self.torn = true;
         self.happened(Truth::Crash);
     }
 
     async fn start(&mut self, host: usize) {
         let was_tracked = self.tracked();
         self.lab.sim.start_vm("vm-1", host).await.unwrap();
-        if std::mem::take(&mut self.torn) && was_tracked && !self.tracked() {
+        self.look_after_the_log(was_tracked);
+    }
+
+    /// The storage may have thrown the log away.
+    fn look_after_the_log(&mut self, was_tracked: bool) {
+        if was_tracked && !self.tracked() {
             self.happened(Truth::LogLost);
             self.happened(Truth::TrackingLost);
         }
     }
 
+    /// The change log fails at the next thing that the storage does with it.
+    async fn break_log(&mut self, host: usize) -> &'static str {
+        let fail = |fault| self.lab.sim.fail_cbt(&self.lab.disk(), fault).unwrap();
+        if !self.runs() {
+            fail(CbtFault::Inconsistent);
+            self.start(host).await;
+            return "start with a broken log";
+        }
+        fail(CbtFault::Snapshot);
+        let snapshot = self.lab.call("VM.snapshot", &[self.vm_ref().await, json!("by hand"), json!([])]).await;
+        self.look_after_the_log(true);
+        self.write();
+        self.discard(&snapshot).await;
+        "snapshot without a new log"
+    }
+
+    /// Removes a snapshot with its disk.
+    async fn discard(&self, snapshot: &Value) {
+        let vbds = self.lab.sim.records("VBD");
+        let of_it = |vbd: &&Value| vbd["VM"] == *snapshot && vbd["type"] == "Disk";
+        let disk = vbds.values().find(of_it).unwrap()["VDI"].clone();
+        self.lab.call("VM.destroy", std::slice::from_ref(snapshot)).await;
+        self.lab.call("VDI.destroy", &[disk]).await;
+    }
+
     /// One of the things that happen to VMs.
     async fn event(&mut self) {
-        let event = self.dice.below(12);
+        let event = self.dice.below(14);
         let host = self.dice.below(2) as usize;
         let text = match (event, self.runs()) {
             (0, true) => {
@@ -165,12 +193,11 @@ impl World {
             }
             (1, true) => {
                 let died = self.host();
-                let uuid = self.lab.sim.hosts()[died].uuid.clone();
+                let was_tracked = self.tracked();
                 self.crash().await;
-                let message = [json!("HA_HOST_FAILED"), json!(3), json!("Host"), json!(uuid), json!("")];
-                self.lab.call("message.create", &message).await;
                 self.happened(Truth::Ha);
-                self.start(1 - died).await;
+                self.lab.sim.ha_restart_vm("vm-1", 1 - died).await.unwrap();
+                self.look_after_the_log(was_tracked);
                 "HA restart"
             }
             (2 | 3, true) => {
@@ -192,6 +219,7 @@ impl World {
             }
             (6 | 7, false) => self.grow().await,
             (8, _) => self.revert().await,
+            (10, _) if self.tracked() => self.break_log(host).await,
             (9, _) if self.tracked() => {
                 let disk = self.disk_ref().await;
                 self.lab.call("VDI.disable_cbt", std::slice::from_ref(&disk)).await;
@@ -212,8 +240,13 @@ impl World {
         if size >= 12 * MIB {
             return "no growth";
         }
+        let was_tracked = self.tracked();
+        if self.dice.below(4) == 0 {
+            self.lab.sim.fail_cbt(&self.lab.disk(), CbtFault::Resize).unwrap();
+        }
         let to = json!((size + 2 * MIB).to_string());
         self.lab.call("VDI.resize", &[self.disk_ref().await, to]).await;
+        self.look_after_the_log(was_tracked);
         "growth"
     }
 
@@ -223,12 +256,7 @@ impl World {
         self.write();
         self.lab.call("VM.revert", std::slice::from_ref(&snapshot)).await;
         self.happened(Truth::Replaced);
-        self.torn = false;
-        let vbds = self.lab.sim.records("VBD");
-        let of_it = |vbd: &&Value| vbd["VM"] == snapshot && vbd["type"] == "Disk";
-        let disk = vbds.values().find(of_it).unwrap()["VDI"].clone();
-        self.lab.call("VM.destroy", &[snapshot]).await;
-        self.lab.call("VDI.destroy", &[disk]).await;
+        self.discard(&snapshot).await;
         "revert"
     }
 

@@ -166,7 +166,7 @@ async fn x12_a_listing_that_fails_means_reading_everything() {
     for (code, reason) in [
         ("SR_BACKEND_FAILURE_460", "unrelated"),
         ("SR_BACKEND_FAILURE_459", "bitmap-invalid"),
-        ("VDI_IN_USE", "listing-failed"),
+        ("INTERNAL_ERROR", "listing-failed"),
     ] {
         lab.write(2 * MIB, &noise(1, 100_000));
         lab.sim.fault(Fault::once("VDI.list_changed_blocks", error(code, &["", "text", ""])));
@@ -279,20 +279,12 @@ async fn x20_a_disk_that_moved_to_another_sr_is_read_whole_and_the_others_are_no
     };
     let lab = Lab::new(options).await;
     lab.incremental().await;
-    // What a storage migration leaves: another VDI on another SR at the same place, with the settings of the old one.
+    // A storage migration refuses a tracked disk. It leaves another VDI on another SR at the same place, without the
+    // settings of the old one.
     let disk = lab.reference("VDI", &lab.disk()).await;
     lab.call("VDI.disable_cbt", std::slice::from_ref(&disk)).await;
     let there = lab.reference("SR", &lab.sim.srs()[1].uuid).await;
-    let moved = lab.call("VDI.copy", &[disk.clone(), there]).await;
-    let settings = lab.sim.record("VDI", &lab.disk()).unwrap()["other_config"].clone();
-    lab.call("VDI.set_other_config", &[moved.clone(), settings]).await;
-    let vbds = lab.sim.records("VBD");
-    let (vbd, record) = vbds.iter().find(|(_, vbd)| vbd["VDI"] == disk).unwrap();
-    let mut record = record.clone();
-    lab.call("VBD.destroy", &[json!(vbd)]).await;
-    record["VDI"] = moved;
-    lab.call("VBD.create", &[record]).await;
-    lab.call("VDI.destroy", &[disk]).await;
+    lab.call("VDI.pool_migrate", &[disk, there, json!({})]).await;
     lab.write(2 * MIB, &noise(1, 100_000));
 
     let report = lab.incremental().await;
@@ -379,4 +371,33 @@ async fn x32_a_blocked_snapshot_is_a_finding_and_the_block_stays_as_it_was() {
     assert_eq!(record["blocked_operations"], json!({ "snapshot": "by the administrator" }));
     assert_eq!(lab.calls("VM.snapshot"), 0);
     lab.assert_clean(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn x21_a_broken_chain_is_given_up_only_where_nobody_else_tracks_the_disk() {
+    for shared in [true, false] {
+        let lab = Lab::small().await;
+        lab.incremental().await;
+        if shared {
+            let disk = lab.reference("VDI", &lab.disk()).await;
+            let theirs = lab.call("VDI.snapshot", &[disk, json!({})]).await;
+            lab.call("VDI.data_destroy", &[theirs]).await;
+        }
+        let unrelated = error("SR_BACKEND_FAILURE_460", &["", "ordered", ""]);
+        lab.sim.fault(Fault::always("VDI.list_changed_blocks", unrelated));
+        let mut report = lab.incremental().await;
+        for round in 0..2 {
+            lab.write(MIB * round, &noise(round, 100_000));
+            report = lab.incremental().await;
+            lab.assert_equals_guest(&report, "vm-1").await;
+        }
+        let warned = |code: &str| report.warnings.iter().any(|warning| warning.code == code);
+        let tracked = lab.sim.record("VDI", &lab.disk()).unwrap()["cbt_enabled"] == true;
+        if shared {
+            assert_eq!((tracked, lab.calls("VDI.disable_cbt")), (true, 0));
+            assert!(warned("chain-unrelated"), "{:?}", report.warnings);
+        } else {
+            assert!(lab.calls("VDI.disable_cbt") >= 1);
+        }
+    }
 }

@@ -12,9 +12,15 @@
 
 mod common;
 
-use common::{Lab, MIB, data_disk, noise};
-use xenvault_engine::{BackupReport, EngineError, ErrorKind, Level};
-use xenvault_sim::{Fault, FaultEffect, NbdAccess, SimOptions, VmSpec};
+use std::sync::Arc;
+
+use common::{Lab, MIB, data_disk, name, noise};
+use xenvault_block::WriteAt as _;
+use xenvault_engine::{
+    BackupReport, BackupRequest, CheckRequest, Engine, EngineError, EngineOptions, ErrorKind, JobMonitor, Level,
+    Severity, Stage,
+};
+use xenvault_sim::{Fault, FaultEffect, NbdAccess, SimOptions, SimPool, VmSpec};
 use xenvault_xenapi::Retry;
 
 fn error(code: &str, params: &[&str]) -> FaultEffect {
@@ -123,4 +129,70 @@ async fn x18_storage_that_says_busy_at_the_clean_up_is_asked_again() {
         assert!(report.warnings.is_empty(), "{code}: {:?}", report.warnings);
         lab.assert_clean(1);
     }
+}
+
+/// Changes the disk's snapshot behind everybody's back before it is read a second time.
+struct Meddler {
+    sim: SimPool,
+    offset: u64,
+}
+
+impl JobMonitor for Meddler {
+    fn stage(&self, stage: &Stage) {
+        if !matches!(stage, Stage::Verify { .. }) {
+            return;
+        }
+        for (class, _, record) in self.sim.new_objects() {
+            if class == "VDI" && record["is_a_snapshot"] == true {
+                let disk = self.sim.storage().disk(record["uuid"].as_str().unwrap().parse().unwrap()).unwrap();
+                disk.write_all_at(&[0xa5; 4096], self.offset).unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_came_over_http_is_read_again_where_that_is_cheap() {
+    let lab = older().await;
+    let report = lab.incremental().await;
+    for disk in &report.disks {
+        // The begin of the disk, and places that the SR calls empty.
+        assert!(disk.sample_bytes > MIB && disk.sample_bytes <= 3 * MIB, "{disk:?}");
+    }
+    // Of each disk: whole, the head with the allocation map, and the begin.
+    assert_eq!(lab.calls("http/export_raw_vdi"), 6);
+    assert!(warning(&report, "nbd-unsupported").contains("reads only a part of each again"));
+    lab.assert_clean(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_reads_otherwise_over_http_the_second_time_makes_no_point() {
+    let lab = older().await;
+    let meddler = Arc::new(Meddler { sim: lab.sim.clone(), offset: 512 * 1024 });
+    let options = EngineOptions::new(lab.path("state")).with_monitor(meddler);
+    let engine = Engine::open(lab.session.clone(), Some(lab.repository.clone()), options).unwrap();
+    let failure = engine.backup(BackupRequest::incremental(name("vm-1"))).await.unwrap_err();
+    assert!(matches!(failure, EngineError::SampleDiffers { .. }), "{failure:?}");
+    assert_eq!(failure.kind(), ErrorKind::Verification);
+    assert_eq!(lab.points().await, 0);
+    lab.assert_clean(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_of_a_server_without_nbd_warns_where_a_backup_works_and_fails_where_it_fails() {
+    let lab = older().await;
+    let report = lab.engine.check(&CheckRequest::default()).await.unwrap();
+    let found = |code: &str| report.findings.iter().find(|finding| finding.code == code);
+    let warning = found("nbd-unsupported").unwrap();
+    assert_eq!(warning.severity, Severity::Warning, "{warning:?}");
+    assert!(warning.reason.contains("VDI.get_nbd_info") && warning.consequence.contains("over HTTP"), "{warning:?}");
+    assert!(found("nbd-not-enabled").is_none());
+    assert_eq!(report.count(Severity::Error), 0, "{:?}", report.findings);
+    lab.incremental().await;
+
+    let lab = Lab::new(SimOptions { nbd: NbdAccess::Off, ..Default::default() }).await;
+    let report = lab.engine.check(&CheckRequest::default()).await.unwrap();
+    let error = report.findings.iter().find(|finding| finding.code == "nbd-not-enabled").unwrap();
+    assert_eq!(error.severity, Severity::Error);
+    assert!(matches!(lab.fails().await, EngineError::Prerequisite { .. }));
 }

@@ -43,6 +43,8 @@ pub(crate) struct HostNode {
     powered: AtomicBool,
     /// Its toolstack runs.
     toolstack: AtomicBool,
+    /// Its toolstack answers every call with `HOST_STILL_BOOTING`.
+    booting: AtomicBool,
     /// A high-availability message has told of the host's last failure.
     pub(crate) failure_told: AtomicBool,
 }
@@ -75,6 +77,7 @@ impl HostNode {
             life: Mutex::new(CancellationToken::new()),
             powered: AtomicBool::new(true),
             toolstack: AtomicBool::new(true),
+            booting: AtomicBool::new(false),
             failure_told: AtomicBool::new(true),
         }
     }
@@ -91,6 +94,11 @@ impl HostNode {
     /// Whether it answers: the machine and its toolstack run.
     pub(crate) fn is_up(&self) -> bool {
         self.is_powered() && self.toolstack.load(Ordering::SeqCst)
+    }
+
+    /// Whether its toolstack answers, but does not serve yet.
+    pub(crate) fn is_booting(&self) -> bool {
+        self.booting.load(Ordering::SeqCst)
     }
 
     /// Ends the toolstack's connections and calls.
@@ -130,10 +138,22 @@ pub(crate) struct Core {
     pub(crate) registrations: Mutex<HashMap<String, (Vec<String>, u64)>>,
     /// Background tasks that can be cancelled.
     pub(crate) cancels: Mutex<HashMap<String, CancellationToken>>,
+    /// Where restored databases wait, with the host that boots with them.
+    pub(crate) restores: OnceLock<tokio::sync::mpsc::Sender<(usize, Database)>>,
+    /// Garbage collection of every SR.
+    pub(crate) collectors: crate::methods::Collectors,
     /// What VTPMs hold, by their references. Never part of a record.
     vtpms: Mutex<HashMap<String, String>>,
     /// What stood in the pool when it had started.
     pub(crate) baseline: OnceLock<HashSet<(String, String)>>,
+    /// Whose task each is: the session that made it.
+    pub(crate) task_owners: Mutex<HashMap<String, String>>,
+    /// When sessions were last used.
+    pub(crate) session_uses: Mutex<HashMap<String, crate::methods::session::Use>>,
+    /// Storage migrations in progress by host.
+    pub(crate) storage_migrations: Mutex<HashMap<String, usize>>,
+    /// Storage migrations wait before they switch a VM over.
+    pub(crate) migrations_held: watch::Sender<bool>,
     /// Ends everything.
     pub(crate) end: CancellationToken,
 }
@@ -189,8 +209,14 @@ impl Core {
             nbd_faults: NbdFaults::default(),
             registrations: Mutex::default(),
             cancels: Mutex::default(),
+            restores: OnceLock::new(),
+            collectors: crate::methods::Collectors::default(),
             vtpms: Mutex::default(),
             baseline: OnceLock::new(),
+            task_owners: Mutex::default(),
+            session_uses: Mutex::default(),
+            storage_migrations: Mutex::default(),
+            migrations_held: watch::Sender::new(false),
             end: CancellationToken::new(),
         })
     }
@@ -203,7 +229,27 @@ impl Core {
         let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         self.holder.store(me, Ordering::Relaxed);
         let before = db.generation();
-        DbGuard { db, generation: &self.generation, holder: &self.holder, before }
+        let mut guard = DbGuard { db, generation: &self.generation, holder: &self.holder, before };
+        // Nobody sees records of chains as they were.
+        let moved = self.storage.take_chain_changes();
+        if !moved.is_empty() {
+            for change in &moved {
+                self.collectors.kick(change.sr);
+            }
+            crate::methods::apply_chain_changes(&mut guard, moved);
+        }
+        guard
+    }
+
+    /// Puts a restored database into the place of the present one. Tasks, sessions and what hung on them are gone.
+    pub(crate) fn replace_db(&self, mut database: Database) {
+        let mut db = self.db();
+        database.keep_messages(&db);
+        *db = database;
+        drop(db);
+        self.crashed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// A receiver that sees every later change of the database.
@@ -256,12 +302,12 @@ impl Core {
         self.standing.send_modify(|count| *count += 1);
     }
 
-    /// Whether the coordinator answers.
+    /// Whether the coordinator serves.
     pub(crate) fn has_coordinator(&self) -> bool {
-        self.hosts.get(self.coordinator()).is_some_and(HostNode::is_up)
+        self.hosts.get(self.coordinator()).is_some_and(|node| node.is_up() && !node.is_booting())
     }
 
-    /// Returns as soon as a coordinator answers: members have no answers of their own.
+    /// Returns as soon as a coordinator serves: members have no answers of their own.
     pub(crate) async fn await_coordinator(&self) {
         let mut changes = self.standing.subscribe();
         while !self.has_coordinator() {
@@ -278,6 +324,12 @@ impl Core {
         if !(powered && toolstack) {
             node.end_life();
         }
+        self.standing.send_modify(|count| *count += 1);
+    }
+
+    /// Says of a toolstack that runs whether it serves yet.
+    pub(crate) fn set_booting(&self, node: &HostNode, booting: bool) {
+        node.booting.store(booting, Ordering::SeqCst);
         self.standing.send_modify(|count| *count += 1);
     }
 
@@ -305,6 +357,10 @@ impl Core {
 
     pub(crate) fn set_vtpm(&self, reference: &str, content: String) {
         self.vtpms.lock().unwrap_or_else(PoisonError::into_inner).insert(reference.to_owned(), content);
+    }
+
+    pub(crate) fn forget_vtpm(&self, reference: &str) {
+        self.vtpms.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
     }
 
     /// What the storage did to a disk by itself: CBT is off, and a pool message says so.

@@ -22,5 +22,5 @@ mod xva;
 
 pub use control::{Counters, Fault, FaultEffect, NbdDiskCounters};
 pub use error::SimError;
-pub use options::{DiskContent, DiskSpec, NbdAccess, SimOptions, SrSpec, VmSpec};
+pub use options::{AccountSpec, DiskContent, DiskSpec, GarbageCollection, NbdAccess, Role, SimOptions, SrSpec, VmSpec};
 pub use pool::{DiskInfo, HostInfo, SimPool, SrInfo, VmInfo};

@@ -35,8 +35,41 @@ pub struct SimOptions {
     pub restrictions: Vec<String>,
     /// Answers like a server from before changed block tracking: `VDI.enable_cbt` and its relatives are unknown.
     pub older_server: bool,
+    /// Accounts beside `root`, each with a role.
+    pub accounts: Vec<AccountSpec>,
+    /// Time after which a session that makes no call ends; 24 hours in a real pool.
+    pub session_timeout: Duration,
+    /// Hosts have hardware virtualisation; without it they can not start the VMs of this pool.
+    pub hardware_virtualisation: bool,
     /// Delay before a wrong password is refused (over 2 s in a real pool).
     pub wrong_password_delay: Duration,
+    /// Time that an operation of the storage manager takes (make, delete, snapshot or grow a disk, scan, attach or
+    /// detach an SR, change tracking), while it stands in `current_operations` of the SR and keeps others out.
+    pub sr_delay: Duration,
+    /// When base copies that nothing needs are merged or removed.
+    pub garbage_collection: GarbageCollection,
+    /// Time between a restored database dump and the reboot into it (30 s in a real pool).
+    pub restore_fuse: Duration,
+}
+
+/// When the storage manager's garbage collector works: base copies without a use are removed, and ones below a single
+/// child are merged with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GarbageCollection {
+    /// All at once, as part of the call that deletes a disk. No real server does that; tests are fast by it.
+    #[default]
+    AtOnce,
+    /// As on a real server: some time after a disk was deleted or the SR was scanned, one merge after the other.
+    Timed {
+        /// Time before the first one (5 minutes on a real server).
+        quiet: Duration,
+        /// Time that each one takes at least.
+        merge: Duration,
+        /// Speed of the copying; none for as fast as can be.
+        bytes_per_second: Option<u64>,
+    },
+    /// Only as ordered by [`crate::SimPool::step_coalesce`] and [`crate::SimPool::coalesce_all`].
+    OnOrder,
 }
 
 impl Default for SimOptions {
@@ -55,7 +88,81 @@ impl Default for SimOptions {
             session_limit: 500,
             restrictions: Vec::new(),
             older_server: false,
+            accounts: Vec::new(),
+            session_timeout: Duration::from_secs(86_400),
+            hardware_virtualisation: true,
             wrong_password_delay: Duration::from_millis(20),
+            sr_delay: Duration::ZERO,
+            garbage_collection: GarbageCollection::AtOnce,
+            restore_fuse: Duration::from_secs(30),
+        }
+    }
+}
+
+/// An account of the directory that the pool asks.
+#[derive(Clone, Debug)]
+pub struct AccountSpec {
+    /// Its name.
+    pub name: String,
+    /// Its password.
+    pub password: String,
+    /// What it may do.
+    pub role: Role,
+}
+
+impl AccountSpec {
+    /// An account with a role.
+    pub fn new(name: &str, password: &str, role: Role) -> Self {
+        Self { name: name.to_owned(), password: password.to_owned(), role }
+    }
+}
+
+/// A role of an account; each may all that the ones before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Looks, and logs in.
+    ReadOnly,
+    /// Starts and stops VMs.
+    VmOperator,
+    /// Makes VMs and disks, exports and imports.
+    VmAdmin,
+    /// Takes snapshots, migrates.
+    VmPowerAdmin,
+    /// Hosts, storage, networks.
+    PoolOperator,
+    /// Everything.
+    PoolAdmin,
+}
+
+impl Role {
+    /// All of them, the least first.
+    pub const ALL: &'static [Self] =
+        &[Self::ReadOnly, Self::VmOperator, Self::VmAdmin, Self::VmPowerAdmin, Self::PoolOperator, Self::PoolAdmin];
+
+    /// The name, such as `vm-power-admin`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::VmOperator => "vm-operator",
+            Self::VmAdmin => "vm-admin",
+            Self::VmPowerAdmin => "vm-power-admin",
+            Self::PoolOperator => "pool-operator",
+            Self::PoolAdmin => "pool-admin",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|role| role.name() == name)
+    }
+
+    pub(crate) fn description(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "Looks at the pool and changes nothing",
+            Self::VmOperator => "Uses VMs",
+            Self::VmAdmin => "Manages VMs and templates",
+            Self::VmPowerAdmin => "Manages VMs, and where they run",
+            Self::PoolOperator => "Manages the resources of hosts and pool",
+            Self::PoolAdmin => "Manages everything, accounts too",
         }
     }
 }
@@ -80,14 +187,24 @@ pub struct SrSpec {
     pub kind: SrKind,
     /// Physical size in bytes.
     pub size: u64,
-    /// Index of the only host that has a PBD for it; `None` means shared by all.
+    /// Index of the only host that has a PBD for it; `None` means shared.
     pub local_to: Option<usize>,
+    /// Indexes of the hosts that have a PBD for a shared one; empty means all.
+    pub seen_by: Vec<usize>,
 }
 
 impl SrSpec {
     /// A shared SR of 16 TiB.
     pub fn new(name: &str, kind: SrKind) -> Self {
-        Self { name: name.to_owned(), kind, size: 16 << 40, local_to: None }
+        Self { name: name.to_owned(), kind, size: 16 << 40, local_to: None, seen_by: Vec::new() }
+    }
+
+    /// Shares it between some hosts only, by their indexes. Without the coordinator among them nothing can be done
+    /// with it.
+    #[must_use]
+    pub fn seen_by(mut self, hosts: &[usize]) -> Self {
+        self.seen_by = hosts.to_vec();
+        self
     }
 }
 

@@ -35,3 +35,27 @@ fn the_list_of_classes_is_that_of_the_data_model() {
         }
     }
 }
+
+#[test]
+fn the_table_of_roles_is_that_of_the_data_model() {
+    let Some(path) = shared::shared("xapi-datamodel.json") else { return };
+    let model: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let ours: Value = serde_json::from_str(include_str!("../data/roles.json")).unwrap();
+    for class in ours["classes"].as_array().unwrap() {
+        let name = class["name"].as_str().unwrap();
+        let role_of = |method: &str| {
+            let roles = class["messages"].as_object().unwrap();
+            let holds = |names: &&Value| names.as_array().unwrap().iter().any(|known| known == method);
+            roles.iter().find(|(_, names)| holds(names)).map(|(role, _)| role.clone())
+        };
+        for (method, known) in model["classes"][name]["messages"].as_object().unwrap() {
+            let ours = role_of(method).unwrap_or_else(|| panic!("{name}.{method} has no role"));
+            match known["min_role"].as_str() {
+                // The role of programs with certificates stands beside another one, which only the sources tell.
+                Some("client-cert") => assert!(ours.starts_with("vm-") || ours == "pool-operator", "{name}.{method}"),
+                Some(least) => assert_eq!(ours, least, "{name}.{method}"),
+                None => assert_eq!(ours, "local-root", "{name}.{method}"),
+            }
+        }
+    }
+}

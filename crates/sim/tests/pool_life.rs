@@ -98,6 +98,61 @@ async fn a_coordinator_that_moved_names_the_new_one() {
 }
 
 #[tokio::test]
+async fn a_fail_over_that_takes_a_while_has_hosts_that_still_boot() {
+    let pool = pool(3).await;
+    let old = Client::login(&pool).await;
+    let task = old.reference("task.create", &[json!("a transfer"), json!("")]).await;
+    let started = |pool: &SimPool, host: usize| {
+        pool.record("host", &pool.hosts()[host].uuid).unwrap()["other_config"]["agent_start_time"].clone()
+    };
+    let before = started(&pool, 1);
+    let moving = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.fail_over(1, Duration::from_secs(5)).await }
+    });
+    let hosts = pool.hosts();
+    while pool.url() != hosts[1].url {
+        tokio::task::yield_now().await;
+    }
+    let login = |host: usize| {
+        let url = hosts[host].url.clone();
+        async move {
+            let params = json!(["root", "whatever", "1.0", "test"]);
+            wire::raw_call(&url, "session.login_with_password", params).await.unwrap_err()
+        }
+    };
+    for booting in [1, 2] {
+        assert_eq!(login(booting).await, ("HOST_STILL_BOOTING".to_owned(), vec![]), "host {booting}");
+    }
+    assert_eq!(login(0).await, ("HOST_IS_SLAVE".to_owned(), vec![hosts[1].address.to_string()]));
+    let read = wire::raw_call(&hosts[1].url, "VM.get_all", json!([old.session])).await;
+    assert_eq!(read.unwrap_err().0, "HOST_STILL_BOOTING");
+    let other = pool.move_coordinator(0).await.unwrap_err().to_string();
+    assert!(other.contains("HOST_STILL_BOOTING"), "{other}");
+    // The old one has no answer of its own until the new one serves.
+    let mute = tokio::spawn({
+        let (url, session) = (hosts[0].url.clone(), old.session.clone());
+        async move { wire::raw_call(&url, "VM.get_all", json!([session])).await }
+    });
+    assert!(!moving.is_finished(), "this machine is too slow for the window");
+    moving.await.unwrap().unwrap();
+    let ended = tokio::time::timeout(LONG, mute).await.expect("ends").unwrap();
+    assert_eq!(ended.unwrap_err().0, "SESSION_INVALID");
+    let client = Client::login(&pool).await;
+    assert_eq!(client.failure("task.get_status", &[json!(task)]).await.0, "HANDLE_INVALID");
+    assert_ne!(started(&pool, 1), before);
+    for member in [0, 2] {
+        assert_eq!(login(member).await.1, [hosts[1].address.to_string()]);
+    }
+    // Also when the old coordinator is down; and nothing happens to one that is the coordinator.
+    pool.stop_host(1).await.unwrap();
+    pool.fail_over(2, Duration::from_millis(1)).await.unwrap();
+    pool.fail_over(2, LONG * 60).await.unwrap();
+    Client::login(&pool).await;
+    assert!(pool.fail_over(1, Duration::ZERO).await.unwrap_err().to_string().contains("HOST_OFFLINE"));
+}
+
+#[tokio::test]
 async fn members_are_mute_without_a_coordinator_until_there_is_another() {
     let pool = pool(2).await;
     let client = Client::login(&pool).await;
@@ -263,6 +318,8 @@ async fn the_control_interface_orders_the_life_of_hosts() {
         "/hosts/1/coordinator".to_owned(),
         format!("/vms/{vm}/ha-restart?host=1"),
         "/hosts/0/start".to_owned(),
+        "/hosts/0/fail-over?milliseconds=1".to_owned(),
+        "/hosts/1/fail-over?milliseconds=1".to_owned(),
     ] {
         assert_eq!(order(path.clone()).await, "HTTP/1.1 200 OK", "{path}");
     }

@@ -255,8 +255,8 @@ fn a_snapshot_after_a_crash_hides_the_loss() {
     // The suspect log counts as good under its new name: this is why clients must look at crashes by themselves.
     assert_eq!(pool.changed(base, after).unwrap(), [0_u64; 0]);
     assert!(pool.storage.vdi(after).unwrap().cbt_enabled);
-    // The new log of the live disk inherited the mark.
-    assert!(pool.storage.attach(vdi, AttachMode::ReadWrite).unwrap().is_some());
+    // The new log of a disk that does not run starts as a good one: no message will ever tell of the crash.
+    assert_eq!(pool.storage.attach(vdi, AttachMode::ReadWrite).unwrap(), None);
 }
 
 #[test]
@@ -325,10 +325,12 @@ fn a_chain_of_thirty_is_the_end_while_nobody_collects() {
     let pool = Fixture::new(SrKind::Ext, GIB);
     let vdi = pool.disk(8 * MIB);
     pool.storage.set_garbage_collection(pool.sr, false).unwrap();
-    for _ in 0..29 {
+    for block in 0..29 {
+        pool.write(vdi, block % 4 * 2 * MIB, &[1; 512]);
         let snapshot = pool.snapshot(vdi);
         pool.storage.destroy(snapshot).unwrap();
     }
+    assert_eq!(pool.storage.chain_length(vdi).unwrap(), 30);
     let error = pool.storage.snapshot(vdi, Uuid::new_v4()).unwrap_err();
     assert_eq!(error, backend(109, "The snapshot chain is too long"));
     pool.storage.set_garbage_collection(pool.sr, true).unwrap();
@@ -374,4 +376,34 @@ fn ten_thousand_scattered_writes_mark_their_blocks_and_no_others() {
     let page = 9_999_u64.wrapping_mul(0x9e37_79b9_7f4a_7c15) % ((1 << 40) / 4096);
     let range = ByteRange::with_length(page * 4096, 4096).unwrap();
     assert_eq!(disk.read(range).unwrap(), [9_999_u64 as u8; 4096][..]);
+}
+
+#[test]
+fn noise_costs_nothing_is_the_same_for_a_seed_and_can_be_read_anywhere() {
+    let pool = Fixture::new(SrKind::Ext, GIB);
+    let make = |seed: u64| {
+        let vdi = Uuid::new_v4();
+        pool.storage.create_vdi_with_noise(pool.sr, vdi, 16 * MIB, seed, 3 * MIB + 100).unwrap();
+        pool.storage.disk(vdi).unwrap()
+    };
+    let (one, same, other) = (make(7), make(7), make(8));
+    let bytes = one.read(ByteRange::up_to(16 * MIB)).unwrap();
+    assert_eq!(same.read(ByteRange::up_to(16 * MIB)).unwrap(), bytes);
+    assert_ne!(other.read(ByteRange::up_to(16 * MIB)).unwrap(), bytes);
+    let end = (3 * MIB + 512) as usize;
+    assert!(bytes[end..].iter().all(|byte| *byte == 0));
+    for byte in 0..=255 {
+        let count = bytes[..end].iter().filter(|known| **known == byte).count();
+        assert!((11_000..14_000).contains(&count), "{byte}: {count}");
+    }
+    for (start, length) in [(1, 1), (65_535, 3), (1_000_003, 100_001), (end as u64 - 5, 600)] {
+        let range = ByteRange::with_length(start, length).unwrap();
+        assert_eq!(one.read(range).unwrap(), bytes[start as usize..(start + length) as usize]);
+    }
+    assert_eq!(one.allocated_blocks().unwrap().total_bytes(), 4 * MIB);
+    one.write_all_at(&[1; 700], 5_000).unwrap();
+    let mut expected = bytes.to_vec();
+    expected[5_000..5_700].fill(1);
+    assert_eq!(one.read(ByteRange::up_to(16 * MIB)).unwrap(), expected);
+    assert_eq!(same.read(ByteRange::up_to(16 * MIB)).unwrap(), bytes);
 }

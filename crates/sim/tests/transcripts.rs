@@ -207,6 +207,34 @@ async fn transfer_story(recording: &Recording) -> Option<Answer> {
     Some(answer)
 }
 
+/// Plays a recording without an answer: what is wrong with the simulator's silence.
+async fn silence(recording: &Recording) -> Option<String> {
+    let (parts, steps) = case(&recording.name, &recording.stem);
+    let mut world = World::new(&steps).await;
+    let request = request(&mut world, recording, &parts).await;
+    if steps.contains(&"starting") {
+        let pool = world.pool.clone();
+        let mut restart = std::pin::pin!(pool.restart_toolstack(0, std::time::Duration::from_secs(3600)));
+        // The toolstack ends in the first step and starts in the last.
+        assert!(futures::poll!(restart.as_mut()).is_pending());
+        let answer = exchange(&world.client.url, &request).await;
+        return (!answer.start.is_empty()).then(|| format!("answers {}", answer.start));
+    }
+    assert!(steps.contains(&"mute-member"), "{} has no case", recording.name);
+    world.pool.stop_host(0).await.unwrap();
+    let member = world.pool.hosts()[1].url.clone();
+    let mut stream = TcpStream::connect(member.strip_prefix("http://").unwrap()).await.unwrap();
+    stream.write_all(&request).await.unwrap();
+    let heard = tokio::time::timeout(std::time::Duration::from_secs(1), wire::read_answer(&mut stream)).await;
+    if let Ok(answer) = heard {
+        return Some(format!("answers {:?}", answer.start));
+    }
+    // It had been waiting for its coordinator, not working.
+    world.pool.start_host(0).await.unwrap();
+    let answer = wire::read_answer(&mut stream).await;
+    answer.start.is_empty().then(|| "says nothing with a coordinator either".to_owned())
+}
+
 fn socket_without_linger(stream: &TcpStream) {
     #[expect(deprecated, reason = "with a time of zero it does not block")]
     stream.set_linger(Some(std::time::Duration::ZERO)).unwrap();
@@ -228,6 +256,11 @@ async fn check(files: Vec<PathBuf>) {
             continue;
         }
         let recording = Recording::read(&path);
+        if recording.is_silent() {
+            compared += 1;
+            wrong.extend(silence(&recording).await.map(|text| format!("{name}: {text}")));
+            continue;
+        }
         let Some(mut expected) = recording.answer() else {
             wrong.push(format!("{name}: without an answer, but not left out"));
             continue;

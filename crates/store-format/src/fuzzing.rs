@@ -24,4 +24,5 @@ pub fn behind_the_seal(bytes: &[u8]) {
     let _ = crate::payload::decode(bytes);
     let _ = crate::pack::decode_directory(bytes);
     let _ = crate::point::decode_record(bytes);
+    crate::record::decode_each(bytes);
 }

@@ -74,6 +74,11 @@ uuid_id!(
     PointId,
     "restore point id"
 );
+uuid_id!(
+    /// The identity of a record: a tombstone, a damage mark, a result of a verification.
+    RecordId,
+    "record id"
+);
 
 /// Keyed hash of the plain bytes of a chunk; the key belongs to the repository, so an outsider can not test for known
 /// content, and different kinds of chunk never share an id.

@@ -124,8 +124,14 @@ impl IndexLayout {
         self.entries == 0
     }
 
-    /// Finds a chunk. Ids are evenly spread, so a few steps of interpolation find it in a segment of any size.
+    /// Finds a chunk.
     pub fn find(&self, bytes: &[u8], id: &ChunkId) -> Option<IndexEntry> {
+        self.position(bytes, id).and_then(|number| self.entry(bytes, number))
+    }
+
+    /// The number of a chunk's entry, in the order of ids. Ids are evenly spread, so a few steps of interpolation find
+    /// it in a segment of any size.
+    pub fn position(&self, bytes: &[u8], id: &ChunkId) -> Option<usize> {
         let wanted = prefix(id.as_bytes());
         let (mut low, mut high) = (0, self.entries);
         let (mut low_key, mut high_key) = (0_u64, u64::MAX);
@@ -138,7 +144,7 @@ impl IndexLayout {
             let middle = middle.clamp(low, high - 1);
             let found = self.id_at(bytes, middle)?;
             match found.cmp(id.as_bytes()) {
-                std::cmp::Ordering::Equal => return self.entry(bytes, middle),
+                std::cmp::Ordering::Equal => return Some(middle),
                 std::cmp::Ordering::Less => (low, low_key) = (middle + 1, prefix(found)),
                 std::cmp::Ordering::Greater => (high, high_key) = (middle, prefix(found)),
             }

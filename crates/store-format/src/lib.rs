@@ -21,6 +21,7 @@ mod map;
 mod pack;
 mod payload;
 mod point;
+mod record;
 mod secret;
 #[cfg(test)]
 mod testing;
@@ -30,7 +31,7 @@ pub use blob::{BLOB_PIECE_BYTES, MAX_BLOB_BYTES, decode_piece_list, encode_piece
 pub use config::{Config, StoredConfig};
 pub use cut::{Chunker, CutChunk, CutRule};
 pub use error::FormatError;
-pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RepositoryId};
+pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RecordId, RepositoryId};
 pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, encode_index};
 pub use keys::{ChunkKind, Keys, MasterKey, PackSalt};
 pub use keyslot::{KdfParams, KeySlot};
@@ -44,6 +45,11 @@ pub use pack::{
 };
 pub use payload::{Compressor, MAX_PLAIN_BYTES, Payload};
 pub use point::{Level, MAX_POINT_BYTES, PointDisk, PointManifest, decode_point, encode_point};
+pub use record::{
+    DamageMark, DamagedCopy, ForgottenPoint, MAX_CONDEMNED_PACKS, MAX_DAMAGED_COPIES, MAX_FORGOTTEN_POINTS,
+    MAX_HURT_POINTS, MAX_RECORD_BYTES, Receipt, Record, SweepEnd, SweepIntent, Tombstone, Undo, VerifyResult,
+    decode_record, encode_record,
+};
 pub use secret::Secret;
 
 /// Format version that this release writes; it reads no later one.

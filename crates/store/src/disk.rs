@@ -109,7 +109,7 @@ impl DiskWriter {
             return Err(StoreError::Misuse { what });
         }
         let base = base.map(|base| MapReader::new(Arc::clone(&sink.repository), base));
-        if let Some(base) = base.as_ref().filter(|_| sink.repository.index.has_lost()) {
+        if let Some(base) = base.as_ref().filter(|_| sink.repository.index.has_losses()) {
             base.check_chunks().await?;
         }
         let tree = TreeBuilder::begin(Arc::clone(&sink), virtual_size, base.clone()).await?;

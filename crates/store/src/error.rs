@@ -92,6 +92,52 @@ pub enum StoreError {
         /// What was asked for.
         id: PointId,
     },
+    /// A listing did not hold what is there, so nothing is concluded from it.
+    #[error("the listing of {folder} is not complete: {object} is missing in it, and exists; nothing was removed")]
+    IncompleteListing {
+        /// What was listed.
+        folder: String,
+        /// One object that was missing.
+        object: String,
+    },
+    /// A point that was complete is gone, and nobody has forgotten it.
+    #[error(
+        "restore point {object} is gone, and nobody has forgotten it: find out why before anything is removed (a sweep that accepts the loss goes on without it)"
+    )]
+    PointGone {
+        /// Name of its object.
+        object: String,
+    },
+    /// A sweep would remove more points at once than is usual.
+    #[error("{going} of {total} restore points would go at once: confirm that this is meant")]
+    TooManyPoints {
+        /// Points that would go.
+        going: usize,
+        /// Points that there are.
+        total: usize,
+    },
+    /// Somebody else has begun a sweep at the same time.
+    #[error("another process has begun sweep {number} at the same time; nothing was done")]
+    SweepTaken {
+        /// Its number.
+        number: u64,
+    },
+    /// While a run wrote, a sweep removed what the run relied on.
+    #[error(
+        "sweep {sweep} has removed what this run relied on, so its restore point is withdrawn: run the job again, and keep the sweep's grace period longer than the longest backup"
+    )]
+    Overtaken {
+        /// The sweep.
+        sweep: u64,
+        /// What is missing.
+        source: Box<StoreError>,
+    },
+    /// A sweep has taken the point up already.
+    #[error("restore point {id} can not be taken back any more: a sweep is removing it")]
+    TooLate {
+        /// The point.
+        id: PointId,
+    },
     /// The caller broke a rule of the call.
     #[error("{what}")]
     Misuse {
@@ -130,10 +176,35 @@ impl StoreError {
         }
     }
 
+    /// Whether an object that should be read is not there (any more).
+    pub(crate) fn is_gone(&self) -> bool {
+        match self {
+            Self::Damaged { source, .. } => {
+                let error = source.downcast_ref::<std::io::Error>();
+                error.is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it says that bytes are gone or wrong for good, and not that they are out of reach.
+    pub(crate) fn is_loss(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::ChunkMissing { .. } | Self::NewerFormat { .. } => true,
+            Self::DiskRange { source, .. } => source.is_loss(),
+            _ => false,
+        }
+    }
+
     /// Whether trying again can help.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Full { .. } | Self::Backend { .. } | Self::WriterFailed { .. } => Retry::Later,
+            Self::Full { .. }
+            | Self::Backend { .. }
+            | Self::WriterFailed { .. }
+            | Self::IncompleteListing { .. }
+            | Self::SweepTaken { .. }
+            | Self::Overtaken { .. } => Retry::Later,
             Self::DiskRange { source, .. } => source.retry(),
             _ => Retry::Never,
         }

@@ -20,24 +20,39 @@ mod cache;
 mod counters;
 mod disk;
 mod error;
+mod forget;
+mod heal;
 mod index;
 mod leaf;
 mod map;
+mod mark;
+mod monitor;
 mod names;
 mod packs;
 mod points;
 mod pool;
+mod publish;
 mod reader;
+mod records;
 mod repository;
+mod sweep;
+mod sweeps;
 mod tree;
+mod verify;
 mod writer;
 
 pub use counters::{Stage, WriteCounters, WriteProgress};
 pub use disk::{DiskOptions, DiskResult, DiskStats, DiskWriter};
 pub use error::{Retry, StoreError};
+pub use forget::ForgetReport;
+pub use monitor::{MaintenanceMonitor, MaintenanceProgress, MaintenanceStage};
 pub use points::{DamagedPoint, Point, PointFilter, PointListing, PointSummary};
 pub use reader::{DiskReader, ReadOptions};
 pub use repository::{InitOptions, Repository};
+pub use sweep::{SweepBegun, SweepEnded, SweepOptions, SweepReport};
+pub use verify::{
+    DamageKind, DamagedObject, HurtDisk, HurtPoint, MAX_RANGES, RepairReport, VerifyMode, VerifyOptions, VerifyReport,
+};
 pub use writer::{Writer, WriterOptions};
 // Part of our signatures, so that an embedding program needs no further crate.
 pub use xenvault_block::ByteRange;

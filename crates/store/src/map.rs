@@ -99,7 +99,7 @@ impl MapReader {
             let leaf = self.leaf_page(&id).await?;
             for (block, entry) in leaf.placed() {
                 let Some(id) = entry.chunk else { continue };
-                if self.repository.index.find(&id, ChunkKind::Data).is_none() {
+                if !self.repository.index.is_there(&id, ChunkKind::Data) {
                     let start = (number * LEAF_BLOCKS + block) * BLOCK_BYTES as u64;
                     let source = StoreError::ChunkMissing { id };
                     let range = ByteRange::with_length(start, u64::from(entry.blocks) * BLOCK_BYTES as u64);

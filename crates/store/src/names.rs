@@ -1,7 +1,7 @@
 //! Names of objects. The layout of a repository in one place.
 
 use uuid::Uuid;
-use xenvault_store_format::{PackId, PointId};
+use xenvault_store_format::{PackId, PointId, RecordId};
 
 use crate::StoreError;
 
@@ -11,6 +11,13 @@ pub(crate) const FIRST_KEY: &str = "keys/1";
 pub(crate) const PACKS: &str = "packs";
 pub(crate) const INDEX: &str = "index";
 pub(crate) const POINTS: &str = "points";
+pub(crate) const RECORDS: &str = "records";
+pub(crate) const TOMBSTONES: &str = "records/tombstones";
+pub(crate) const UNDONE: &str = "records/undone";
+pub(crate) const RECEIPTS: &str = "records/receipts";
+pub(crate) const DAMAGE: &str = "records/damage";
+pub(crate) const VERIFICATIONS: &str = "records/verifications";
+pub(crate) const SWEEPS: &str = "sweeps";
 
 pub(crate) fn pack(id: &PackId) -> String {
     format!("{}/{id}", pack_folder(id))
@@ -54,6 +61,55 @@ pub(crate) fn point_parts(name: &str) -> Option<(&str, &str, PointId)> {
     }
 }
 
+pub(crate) fn tombstone(point: &PointId, id: &RecordId) -> String {
+    format!("{TOMBSTONES}/{point}.{id}")
+}
+
+pub(crate) fn undo(tombstone: &RecordId) -> String {
+    format!("{UNDONE}/{tombstone}")
+}
+
+pub(crate) fn receipt(point: &PointId) -> String {
+    format!("{RECEIPTS}/{point}")
+}
+
+/// The point of the receipt with this name.
+pub(crate) fn receipt_point(name: &str) -> Option<PointId> {
+    last_segment(name, RECEIPTS)?.parse().ok()
+}
+
+pub(crate) fn damage(id: &RecordId) -> String {
+    format!("{DAMAGE}/{id}")
+}
+
+pub(crate) fn verification(id: &RecordId) -> String {
+    format!("{VERIFICATIONS}/{id}")
+}
+
+pub(crate) fn intent(number: u64) -> String {
+    format!("{SWEEPS}/{number}/intent")
+}
+
+pub(crate) fn end(number: u64) -> String {
+    format!("{SWEEPS}/{number}/end")
+}
+
+/// Number of the sweep that this object is of, and whether it is the end.
+pub(crate) fn sweep_parts(name: &str) -> Option<(u64, bool)> {
+    let (number, what) = name.strip_prefix(SWEEPS)?.strip_prefix('/')?.split_once('/')?;
+    let number: u64 = number.parse().ok()?;
+    match what {
+        "intent" if intent(number) == name => Some((number, false)),
+        "end" if end(number) == name => Some((number, true)),
+        _ => None,
+    }
+}
+
+/// What follows the folder, if it is one segment.
+pub(crate) fn last_segment<'a>(name: &'a str, folder: &str) -> Option<&'a str> {
+    name.strip_prefix(folder)?.strip_prefix('/').filter(|rest| !rest.contains('/'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +123,11 @@ mod tests {
         let point_id = PointId::random();
         let name = point("pool-1", "vm_1", &point_id).unwrap();
         assert_eq!(point_parts(&name), Some(("pool-1", "vm_1", point_id)));
+        let record = RecordId::random();
+        assert_eq!(last_segment(&undo(&record), UNDONE), Some(record.to_string().as_str()));
+        assert_eq!(receipt_point(&receipt(&point_id)), Some(point_id));
+        assert_eq!((sweep_parts(&intent(7)), sweep_parts(&end(12))), (Some((7, false)), Some((12, true))));
+        assert_eq!((sweep_parts("sweeps/07/intent"), sweep_parts("sweeps/7/middle")), (None, None));
     }
 
     #[test]

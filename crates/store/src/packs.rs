@@ -222,7 +222,7 @@ impl Sink {
         !claimed.contains(id) && !self.is_known(id, kind) && claimed.insert(*id)
     }
 
-    fn is_known(&self, id: &ChunkId, kind: ChunkKind) -> bool {
+    pub(crate) fn is_known(&self, id: &ChunkId, kind: ChunkKind) -> bool {
         let Some(entry) = self.repository.index.find(id, kind) else { return false };
         let folder = names::pack_folder(&entry.salt.pack_id());
         self.leaned_on.lock().unwrap_or_else(PoisonError::into_inner).insert(folder);

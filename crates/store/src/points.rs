@@ -1,5 +1,6 @@
 //! Finding and reading restore points.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
@@ -7,7 +8,7 @@ use xenvault_store_format::{Level, MAX_POINT_BYTES, PointId, PointManifest, deco
 
 use crate::backend::get;
 use crate::repository::Inner;
-use crate::{StoreError, names};
+use crate::{StoreError, forget, names, records};
 
 /// A restore point with everything in its manifest.
 pub type Point = PointManifest;
@@ -64,6 +65,11 @@ pub struct PointListing {
     pub points: Vec<PointSummary>,
     /// Points that exist and can not be read; whether they fit the filter may be unknown, so all of the folder count.
     pub damaged: Vec<DamagedPoint>,
+    /// Points that were forgotten and that no sweep has removed yet.
+    pub forgotten: Vec<PointSummary>,
+    /// Points of runs that nobody saw to their end, and that a sweep may have taken chunks from: they are no base, and
+    /// the next sweep looks for every chunk. What can be read of them is right.
+    pub quarantined: Vec<PointSummary>,
 }
 
 /// Points read at the same time when they are listed.
@@ -80,17 +86,58 @@ pub(crate) async fn list(repository: &Arc<Inner>, filter: &PointFilter) -> Resul
         let point = read(repository, &name).await;
         (name, point)
     };
+    let forgotten = forget::tombstones(repository).await?.of_points();
+    let confirmed = Confirmed::load(repository).await?;
     let mut listing = PointListing::default();
     let mut results = stream::iter(wanted).map(read).buffered(PARALLEL);
     while let Some((object, result)) = results.next().await {
+        let id = names::point_parts(&object).map(|(_, _, id)| id);
+        let is_forgotten = id.is_some_and(|id| forgotten.contains_key(&id));
         match result {
-            Ok(point) if fits(&filter.vm_name, &point.vm_name) => listing.points.push(PointSummary::of(&point)),
-            Ok(_) => {}
+            Ok(point) if !fits(&filter.vm_name, &point.vm_name) => {}
+            Ok(point) if is_forgotten => listing.forgotten.push(PointSummary::of(&point)),
+            Ok(point) if confirmed.is_late(repository, &point).await? => {
+                listing.quarantined.push(PointSummary::of(&point));
+            }
+            Ok(point) => listing.points.push(PointSummary::of(&point)),
+            // A sweep was faster, or it is on its way out.
+            Err(error) if error.is_gone() || is_forgotten => {}
             Err(error) => listing.damaged.push(DamagedPoint { object, error }),
         }
     }
-    listing.points.sort_by_key(|point| (point.created_unix_ms, point.id));
+    for list in [&mut listing.points, &mut listing.forgotten, &mut listing.quarantined] {
+        list.sort_by_key(|point| (point.created_unix_ms, point.id));
+    }
     Ok(listing)
+}
+
+/// Which points are known to be complete.
+#[derive(Debug, Default)]
+pub(crate) struct Confirmed {
+    /// Number of the newest sweep that has ended.
+    ended: u64,
+    receipts: HashSet<PointId>,
+}
+
+impl Confirmed {
+    pub(crate) async fn load(repository: &Inner) -> Result<Self, StoreError> {
+        let ended = repository.look_at_sweeps().await?.ended();
+        if ended == 0 {
+            return Ok(Self::default());
+        }
+        let listed = records::list(repository, names::RECEIPTS).await?;
+        Ok(Self { ended, receipts: listed.iter().filter_map(|name| names::receipt_point(name)).collect() })
+    }
+
+    /// Whether a point may have appeared after a sweep has removed what nobody had referred to.
+    pub(crate) async fn is_late(&self, repository: &Inner, point: &Point) -> Result<bool, StoreError> {
+        Ok(point.newest_sweep_seen < self.ended && !self.has_receipt(repository, &point.id).await?)
+    }
+
+    /// Whether a point has a receipt. The listing may lack it, so it is asked for by name.
+    pub(crate) async fn has_receipt(&self, repository: &Inner, point: &PointId) -> Result<bool, StoreError> {
+        Ok(self.receipts.contains(point) || records::exists(repository, &names::receipt(point)).await?)
+    }
 }
 
 pub(crate) async fn find(repository: &Arc<Inner>, id: &PointId) -> Result<Point, StoreError> {
@@ -100,12 +147,12 @@ pub(crate) async fn find(repository: &Arc<Inner>, id: &PointId) -> Result<Point,
     read(repository, name).await
 }
 
-async fn backend_list(repository: &Arc<Inner>) -> Result<Vec<String>, StoreError> {
+async fn backend_list(repository: &Inner) -> Result<Vec<String>, StoreError> {
     let listed = repository.backend.list(names::POINTS).await;
     listed.map_err(|error| StoreError::io("list", names::POINTS, error))
 }
 
-async fn read(repository: &Arc<Inner>, name: &str) -> Result<Point, StoreError> {
+pub(crate) async fn read(repository: &Inner, name: &str) -> Result<Point, StoreError> {
     let bytes = get(&*repository.backend, name, MAX_POINT_BYTES).await;
     let bytes = bytes.map_err(|error| StoreError::io("read", name, error))?;
     let point = decode_point(&repository.keys, &bytes).map_err(|error| StoreError::format(name, error))?;

@@ -14,6 +14,7 @@ use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
 use crate::index::Index;
 use crate::pool::WorkerPool;
+use crate::sweeps::Sweeps;
 use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, points};
 
 const MAX_CONFIG_BYTES: usize = 128 * 1024;
@@ -53,6 +54,7 @@ pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) pages: Cache<crate::map::Page>,
     pub(crate) data: Cache<Bytes>,
+    pub(crate) sweeps: Sweeps,
     pool: WorkerPool,
 }
 
@@ -141,12 +143,28 @@ impl Repository {
     fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
         let (pages, data) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(DATA_CACHE_BYTES));
-        Ok(Self { inner: Arc::new(Inner { backend, keys, config, index: Index::default(), pages, data, pool }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                backend,
+                keys,
+                config,
+                index: Index::default(),
+                pages,
+                data,
+                sweeps: Sweeps::default(),
+                pool,
+            }),
+        })
     }
 
     /// Identity of the repository.
     pub fn id(&self) -> RepositoryId {
         self.inner.keys.repository()
+    }
+
+    /// Where the repository is, for messages.
+    pub fn location(&self) -> std::path::PathBuf {
+        self.inner.backend.location()
     }
 
     /// The points that fit, and those that can not be read. Cost: one small read per point.
@@ -212,18 +230,51 @@ impl Inner {
             self.index.refresh(&*self.backend, &self.keys).await?;
             copies = self.index.copies(id, kind);
         }
+        let mut error = match self.first_copy(&copies).await {
+            Ok(Some(bytes)) => return Ok(bytes),
+            Ok(None) => return Err(StoreError::ChunkMissing { id: *id }),
+            Err(error) => error,
+        };
+        if error.is_gone() {
+            // A sweep may have put it into another pack since the index was read.
+            self.index.refresh(&*self.backend, &self.keys).await?;
+            let fresh: Vec<IndexEntry> =
+                self.index.copies(id, kind).into_iter().filter(|entry| !copies.contains(entry)).collect();
+            match self.first_copy(&fresh).await {
+                Ok(Some(bytes)) => return Ok(bytes),
+                Ok(None) => {}
+                Err(other) => error = other,
+            }
+        }
+        Err(error)
+    }
+
+    /// The first copy that can be read; the first error if none can.
+    async fn first_copy(self: &Arc<Self>, copies: &[IndexEntry]) -> Result<Option<Bytes>, StoreError> {
         let mut first_error = None;
         for entry in copies {
-            match self.copy(entry).await {
-                Ok(bytes) => return Ok(bytes),
+            match self.copy(*entry).await {
+                Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        Err(first_error.unwrap_or(StoreError::ChunkMissing { id: *id }))
+        first_error.map_or(Ok(None), Err)
+    }
+
+    /// Runs what costs processor time on the worker threads.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.pool.run(work).await.map_err(|gone| StoreError::Backend {
+            action: "open",
+            object: names::PACKS.to_owned(),
+            source: std::io::Error::other(gone),
+        })
     }
 
     /// One copy of a chunk.
-    async fn copy(self: &Arc<Self>, entry: IndexEntry) -> Result<Bytes, StoreError> {
+    pub(crate) async fn copy(self: &Arc<Self>, entry: IndexEntry) -> Result<Bytes, StoreError> {
         let object = names::pack(&entry.salt.pack_id());
         let length = entry.placement.length as usize;
         let frame = self.backend.read(&object, entry.placement.offset.into(), length).await;
@@ -233,11 +284,7 @@ impl Inner {
             let key = PackKey::derive(&keys, &entry.salt)?;
             key.open(&keys, &entry.id, entry.kind, entry.placement.frame, frame)
         };
-        let opened = self.pool.run(open).await.map_err(|gone| StoreError::Backend {
-            action: "open",
-            object: object.clone(),
-            source: std::io::Error::other(gone),
-        })?;
+        let opened = self.run(open).await?;
         opened.map(Bytes::from).map_err(|error| StoreError::format(&object, error))
     }
 }

@@ -1,18 +1,18 @@
 //! Writing a run: disks and blobs, then the point.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkKind, MAX_BLOB_BYTES, PointId, PointManifest, encode_piece_list, encode_point,
+    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, MAX_BLOB_BYTES, PointId, PointManifest, encode_piece_list,
 };
 
-use crate::backend::put;
 use crate::counters::add;
 use crate::packs::Sink;
 use crate::pool::WorkerPool;
-use crate::repository::{Inner, is_absent};
-use crate::{DiskOptions, DiskWriter, StoreError, WriteCounters, names};
+use crate::repository::Inner;
+use crate::sweeps::SweepState;
+use crate::{DiskOptions, DiskWriter, StoreError, WriteCounters, publish};
 
 /// Bounds of a writer.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,11 @@ impl Default for WriterOptions {
 /// Dropping it at any moment leaves a readable repository; the next run finds and uses the packs that were completed.
 #[derive(Debug)]
 pub struct Writer {
-    sink: Arc<Sink>,
+    pub(crate) sink: Arc<Sink>,
+    /// The sweeps when the run began: what it refers to without looking again is right as far as these are concerned.
+    pub(crate) sweeps: Arc<SweepState>,
+    /// Roots of the maps that were taken as bases.
+    pub(crate) bases: Mutex<BTreeSet<ChunkId>>,
 }
 
 impl Writer {
@@ -43,6 +47,9 @@ impl Writer {
         if let Err(error) = backend.clean().await {
             tracing::warn!(error = %error, "left-over temporary files can not be removed");
         }
+        // Before the index: what is condemned later is noticed when the point is published.
+        let sweeps = repository.look_at_sweeps().await?;
+        repository.bar_copies(&sweeps).await?;
         index.refresh(&**backend, keys).await?;
         // What a killed run has left becomes part of the index now, or of every later start the cost of reading it.
         let stored = index.publish_learned(&**backend, keys).await?;
@@ -50,7 +57,7 @@ impl Writer {
         let pool = pool.map_err(|error| StoreError::io("start threads for", "this process", error))?;
         let sink = Sink::start(repository, pool, options.memory_bytes);
         add(&sink.counters.stored_bytes, stored);
-        Ok(Self { sink })
+        Ok(Self { sink, sweeps, bases: Mutex::default() })
     }
 
     /// Live counters.
@@ -63,6 +70,9 @@ impl Writer {
     /// # Errors
     /// [`StoreError::Misuse`] if the base is larger than the disk; what reading the base's root may return.
     pub async fn disk(&self, options: DiskOptions) -> Result<DiskWriter, StoreError> {
+        if let Some(root) = options.base.and_then(|base| base.root) {
+            self.bases.lock().unwrap_or_else(PoisonError::into_inner).insert(root);
+        }
         DiskWriter::begin(Arc::clone(&self.sink), options).await
     }
 
@@ -100,32 +110,14 @@ impl Writer {
     }
 
     /// Makes everything durable, packs before index before point, and writes the point last.
-    /// When it returns, the point is complete and survives a power cut.
+    /// When it returns, the point is complete and survives a power cut, and no sweep will take anything from it.
     ///
     /// # Errors
-    /// [`StoreError::Full`], [`StoreError::Backend`], [`StoreError::WriterFailed`]: there is no point then.
-    /// [`StoreError::Misuse`] if `pool_uuid` or `vm_uuid` can not be part of an object's name, or the point exists.
+    /// [`StoreError::Full`], [`StoreError::Backend`], [`StoreError::WriterFailed`]: there is no point then, unless it was
+    /// the medium's answer that was lost. [`StoreError::Overtaken`] if a sweep has removed what the run relied on: a
+    /// point that was written is forgotten then. [`StoreError::Misuse`] if `pool_uuid` or `vm_uuid` can not be part of
+    /// an object's name, or the point exists.
     pub async fn publish(self, manifest: PointManifest) -> Result<PointId, StoreError> {
-        // No sweep exists in this version of the format, so none was seen.
-        let manifest = PointManifest { newest_sweep_seen: 0, ..manifest };
-        let name = names::point(&manifest.pool_uuid, &manifest.vm_uuid, &manifest.id)?;
-        let repository = &self.sink.repository;
-        let bytes = encode_point(&repository.keys, &manifest).map_err(|error| StoreError::format(&name, error))?;
-        self.sink.flush().await?;
-        self.sink.settle().await?;
-        match repository.backend.length(&name).await {
-            Err(error) if is_absent(&error) => {}
-            Err(error) => return Err(StoreError::io("look for", &name, error)),
-            Ok(_) => {
-                let what = format!("restore point {} exists already, and a point is never replaced", manifest.id);
-                return Err(StoreError::Misuse { what });
-            }
-        }
-        let length = bytes.len() as u64;
-        put(&*repository.backend, &name, Bytes::from(bytes))
-            .await
-            .map_err(|error| StoreError::io("write", &name, error))?;
-        add(&self.sink.counters.stored_bytes, length);
-        Ok(manifest.id)
+        publish::publish(&self, manifest).await
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong, for two readers: the operator (text) and the scheduler ([`Retry`]).
 
-use crate::failure_class::{FailureClass, began_nothing};
+use crate::failure_class::{FailureClass, began_nothing, is_away};
 use crate::generated::ErrorCode;
 use crate::session_handle::Floor;
 use crate::trust::Sha256Fingerprint;
@@ -70,6 +70,7 @@ impl ApiFailure {
         if failure.code == ErrorCode::HandleInvalid && failure.params.first().is_some_and(|class| class == "session") {
             failure.params.truncate(1);
         }
+        failure.params.iter_mut().for_each(hide_sessions);
         failure
     }
 
@@ -96,6 +97,31 @@ impl ApiFailure {
     /// Whether the pool said that it is busy with something else and began nothing.
     pub fn is_busy(&self) -> bool {
         began_nothing(self.code.as_str())
+    }
+
+    /// Whether the host that was asked can not serve anything at the moment, or is not the coordinator (any more):
+    /// nothing was begun.
+    pub(crate) fn is_away(&self) -> bool {
+        self.class() == FailureClass::Redirect || is_away(self.code.as_str())
+    }
+}
+
+/// Hides the sessions in addresses of handlers: also one that ended since is not for everybody.
+fn hide_sessions(text: &mut String) {
+    const KEY: &str = "session_id=";
+    let mut shown = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once(KEY) {
+        shown.push_str(before);
+        shown.push_str(KEY);
+        shown.push_str("<hidden>");
+        let is_end =
+            |c: char| c.is_whitespace() || c.is_control() || matches!(c, '&' | '#' | '"' | '\'' | ';' | '<' | ')');
+        rest = after.find(is_end).and_then(|end| after.get(end..)).unwrap_or_default();
+    }
+    if !shown.is_empty() {
+        shown.push_str(rest);
+        *text = shown;
     }
 }
 
@@ -415,6 +441,11 @@ impl XenApiError {
     /// Whether the host was out of reach or silent: another host, or the same one later, may answer.
     pub fn is_silence(&self) -> bool {
         matches!(self, Self::Connection { .. } | Self::Timeout { .. } | Self::TooSlow { .. })
+    }
+
+    /// Whether the pool is away: silent, still starting, or without a coordinator that is known.
+    pub(crate) fn is_away(&self) -> bool {
+        self.is_silence() || self.api().is_some_and(ApiFailure::is_away)
     }
 
     /// Whether the answer was lost: nobody knows whether the pool did what it was asked for, and the object itself has to

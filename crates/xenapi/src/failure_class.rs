@@ -48,6 +48,19 @@ pub struct Classified {
 const TURNED_AWAY: [&str; 4] =
     ["HOST_STILL_BOOTING", "OTHER_OPERATION_IN_PROGRESS", "TOO_BUSY", "TOO_MANY_PENDING_TASKS"];
 
+/// Codes by which a host says to every call that it can not serve at all: it still starts, or it has lost its
+/// coordinator ("emergency mode", whose code is `HOST_STILL_BOOTING` where nothing more is known).
+const AWAY: [&str; 8] = [
+    "HA_HEARTBEAT_DAEMON_STARTUP_FAILED",
+    "HA_HOST_CANNOT_ACCESS_STATEFILE",
+    "HA_HOST_CANNOT_SEE_PEERS",
+    "HOST_HAS_NO_MANAGEMENT_IP",
+    "HOST_IN_EMERGENCY_MODE",
+    "HOST_MASTER_CANNOT_TALK_BACK",
+    "HOST_STILL_BOOTING",
+    "HOST_UNKNOWN_TO_MASTER",
+];
+
 impl FailureClass {
     /// The class of an error code.
     pub fn of(code: &str) -> Self {
@@ -90,6 +103,11 @@ pub(crate) fn began_nothing(code: &str) -> bool {
     TURNED_AWAY.contains(&code)
 }
 
+/// Whether a host turned the call away because it can not serve any call at the moment.
+pub(crate) fn is_away(code: &str) -> bool {
+    AWAY.contains(&code)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +115,7 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_names_each_code_once() {
         assert!(table::TABLE.is_sorted_by(|one, next| one.code < next.code));
+        assert!(AWAY.iter().all(|code| FailureClass::of(code).retry() == Retry::Later));
         assert!(TURNED_AWAY.iter().all(|code| FailureClass::of(code).retry() == Retry::Later));
         assert_eq!(FailureClass::of("NOBODY_KNOWS_THIS"), FailureClass::Permanent);
         assert_eq!(FailureClass::of("SR_BACKEND_FAILURE_99999"), FailureClass::Permanent);

@@ -5,6 +5,7 @@ mod directory;
 mod login;
 mod options;
 mod outage;
+mod search;
 
 pub(crate) use calls::jittered;
 pub use options::{ConnectOptions, Floor, KnownPool, Limits, Member, Timeouts};
@@ -20,6 +21,8 @@ use crate::trust::PinnedHosts;
 use crate::unsupported::ServerVersion;
 use crate::value::{FromValue, ToValue, Value};
 use directory::Directory;
+use search::Search;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -42,11 +45,13 @@ pub struct Session {
 }
 
 struct Inner {
-    options: ConnectOptions,
+    options: Arc<ConnectOptions>,
     directory: Arc<Directory>,
     state: Mutex<State>,
-    /// Held during a login, so that many calls that find the session ended log in once.
-    renewing: tokio::sync::Mutex<()>,
+    /// Held during a login, so that many calls that find the session ended log in once. The last failure, as a text.
+    renewing: tokio::sync::Mutex<String>,
+    /// Counts passes over the hosts that found no coordinator, so that calls that waited for one do not make the same.
+    failed_passes: AtomicU64,
     permits: Semaphore,
     outage: outage::Outage,
     background: TaskTracker,
@@ -80,15 +85,21 @@ impl Session {
         // In a task of its own: a login whose answer nobody waits for any more still ends with a logout.
         let opening = tokio::spawn(async move {
             let directory = Arc::new(Directory::new(&options)?);
-            let opened = login::open(&options, &directory).await?;
-            let session = Self::assemble(options, directory, opened);
+            let (options, background) = (Arc::new(options), TaskTracker::new());
+            let opened = search::run(Search::first(&options, &directory), &background).await?;
+            let session = Self::assemble(options, directory, background, opened);
             session.keep_alive();
             Ok(session)
         });
         opening.await.unwrap_or_else(|_| Err(XenApiError::Cancelled { operation: "login".to_owned() }))
     }
 
-    fn assemble(options: ConnectOptions, directory: Arc<Directory>, opened: login::Opened) -> Self {
+    fn assemble(
+        options: Arc<ConnectOptions>,
+        directory: Arc<Directory>,
+        background: TaskTracker,
+        opened: login::Opened,
+    ) -> Self {
         let permits = Semaphore::new(options.limits.calls.max(1));
         let state = State {
             client: opened.client,
@@ -101,10 +112,11 @@ impl Session {
             options,
             directory,
             state: Mutex::new(state),
-            renewing: tokio::sync::Mutex::new(()),
+            renewing: tokio::sync::Mutex::default(),
+            failed_passes: AtomicU64::new(0),
             permits,
             outage: outage::Outage::default(),
-            background: TaskTracker::new(),
+            background,
             runtime: tokio::runtime::Handle::current(),
             keep_alive: Mutex::new(None),
         };
@@ -253,7 +265,19 @@ impl Session {
 
     async fn refresh_members(&self) -> Result<(), XenApiError> {
         let state = self.inner.lock().clone();
-        login::learn(&state, &self.inner.options, &self.inner.directory).await
+        login::learn(&state, &self.inner.options, &self.inner.directory, login::Certificates::Missing).await
+    }
+
+    /// Learns the certificates of hosts that were away or unknown at earlier logins. Nothing waits for it: whoever needs
+    /// one that is still missing asks for it again.
+    fn learn_certificates(&self) {
+        let state = self.inner.lock().clone();
+        let (options, directory) = (Arc::clone(&self.inner.options), Arc::clone(&self.inner.directory));
+        self.spawn(async move {
+            if let Err(error) = login::learn(&state, &options, &directory, login::Certificates::Missing).await {
+                tracing::debug!(%error, "certificates could not be learned");
+            }
+        });
     }
 
     /// Uses the session now and then, for as long as a handle exists.

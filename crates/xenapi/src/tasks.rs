@@ -5,11 +5,11 @@ mod host_life;
 use crate::error::{ApiFailure, XenApiError};
 use crate::event;
 use crate::generated::ErrorCode;
-use crate::host;
 use crate::session_handle::Session;
 use crate::task;
 use crate::value::{FromValue, xml};
 use host_life::Watch;
+pub use host_life::{HostLives, host_lives};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -38,8 +38,8 @@ pub struct WaitOptions {
     pub progress_deadline: Duration,
     /// How often to look where events do not come.
     pub poll: Duration,
-    /// Hosts that the work needs, besides the one where the task was made.
-    pub hosts: Vec<host::Ref>,
+    /// Hosts that the work needs, besides the one where the task was made, as [`host_lives`] saw them before the call.
+    pub hosts: HostLives,
     /// How often to look whether those hosts are still there and have not been started anew.
     pub host_check: Duration,
 }
@@ -50,7 +50,7 @@ impl Default for WaitOptions {
             operation: "task".to_owned(),
             progress_deadline: Duration::from_secs(3600),
             poll: Duration::from_secs(5),
-            hosts: Vec::new(),
+            hosts: HostLives::default(),
             host_check: Duration::from_secs(20),
         }
     }
@@ -320,7 +320,7 @@ async fn watch(
                     return Err(XenApiError::TaskHostGone { operation: options.operation.clone(), host });
                 }
             }
-            Err(error) if error.is_silence() && reached.elapsed() < outage_limit => {
+            Err(error) if error.is_away() && reached.elapsed() < outage_limit => {
                 tracing::debug!(%error, "the pool can not be reached, the task is looked for again");
                 tokio::time::sleep(options.poll.min(outage_limit)).await;
                 // Not held against the task: nothing could be seen of it.

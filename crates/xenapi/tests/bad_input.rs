@@ -65,13 +65,25 @@ fn cases() -> Vec<Case> {
         case("XML that is none", Protocol::Xml, vec![0xff; 1000], "not UTF-8"),
         case("another document", Protocol::Xml, xml("<value>x</value>"), "not an answer of XenAPI"),
         case("nothing", Protocol::Xml, Vec::new(), "not well-formed"),
-        case("deep JSON", Protocol::Json, vec![b'['; 4 * MIB], "not JSON-RPC"),
-        case("deep maps", Protocol::Json, b"{\"a\":".repeat(4 * MIB), "not JSON-RPC"),
+        case("deep JSON", Protocol::Json, vec![b'['; MIB], "not JSON-RPC"),
+        case("deep maps", Protocol::Json, b"{\"a\":".repeat(MIB / 4), "not JSON-RPC"),
         case(
             "ten million values",
             Protocol::Json,
             format!("{{\"id\":1,\"result\":[{}0]}}", "0,".repeat(10_000_000)).into_bytes(),
             "more than 8388608 values",
+        ),
+        case(
+            "four million small maps",
+            Protocol::Json,
+            format!("{{\"id\":1,\"result\":[{}0]}}", "{\"\":0},".repeat(4_000_000)).into_bytes(),
+            "more than 8388608 values",
+        ),
+        case(
+            "a million small maps",
+            Protocol::Xml,
+            xml(&wide("<value><struct><member><name/><value/></member></struct></value>", 1_000_000)),
+            "more than 8388608 elements",
         ),
         case(
             "JSON that ends early",
@@ -152,6 +164,31 @@ async fn answers_that_can_not_be_read_cost_little_and_say_why() {
     }
     bodies_that_end_early().await;
     answers_without_end().await;
+    answers_that_are_just_small_enough();
+}
+
+/// What passes the limit is bounded in memory too, whatever it is made of: small maps take most for their length.
+fn answers_that_are_just_small_enough() {
+    let json = |item: &str, count: usize| format!("{{\"id\":1,\"result\":[{}0]}}", item.repeat(count)).into_bytes();
+    let wide = |item: &str, count: usize| {
+        let envelope = "<member><name>Status</name><value>Success</value></member><member><name>Value</name>";
+        let values = format!("<value><array><data>{}</data></array></value>", item.repeat(count));
+        xml(&format!("<value><struct>{envelope}{values}</member></struct></value>"))
+    };
+    let in_xml = "<value><struct><member><name/><value/></member></struct></value>";
+    for (name, answer) in [
+        ("maps", json("{\"\":0},", 390_000)),
+        ("lists", json("[0],", 1_600_000)),
+        ("texts", json("\"a\",", 8_000_000)),
+        ("maps in XML", wide(in_xml, 330_000)),
+    ] {
+        let before = memory("VmRSS");
+        forget_peak();
+        xenvault_xenapi::decode_for_fuzzing(&answer);
+        let peak = memory("VmHWM").saturating_sub(before);
+        // As little would be a mistake of this test: nothing was read.
+        assert!(peak > 64 * MIB && peak < 896 * MIB, "{name}: {} MiB", peak / MIB);
+    }
 }
 
 async fn bodies_that_end_early() {

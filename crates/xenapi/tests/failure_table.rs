@@ -119,3 +119,24 @@ fn the_document_shows_the_same_table() {
     let surplus: Vec<&String> = shown.iter().filter(|line| !expected.contains(line)).collect();
     assert!(missing.is_empty() && surplus.is_empty(), "missing: {missing:#?}\nnot in the code: {surplus:#?}");
 }
+
+#[test]
+fn the_document_explains_every_class() {
+    let classes: BTreeSet<String> = FailureClass::table().iter().map(|row| row.class.to_string()).collect();
+    assert!(classes.len() >= 8, "{classes:?}");
+    // Class, what the client does, what reaches the caller, when to try again.
+    let rows = include_str!("../../../docs/xenapi.md").lines().filter_map(|line| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        match cells.as_slice() {
+            ["", class, does, reaches, retry, ""] => Some((class.to_string(), [*does, *reaches, *retry])),
+            _ => None,
+        }
+    });
+    let explained: BTreeMap<String, [&str; 3]> = rows.filter(|(class, _)| classes.contains(class)).collect();
+    let without: Vec<&String> = classes.iter().filter(|class| !explained.contains_key(*class)).collect();
+    assert!(without.is_empty(), "no line for {without:?}");
+    for (class, cells) in &explained {
+        assert!(cells.iter().all(|cell| !cell.is_empty()), "{class}: {cells:?}");
+        assert!(["`Later`", "`Never`", "`AfterLogin`"].contains(&cells[2]), "{class}: {cells:?}");
+    }
+}

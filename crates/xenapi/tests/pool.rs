@@ -352,6 +352,51 @@ async fn x03_a_session_that_the_pool_ended_is_renewed() {
 }
 
 #[tokio::test]
+async fn x01_reads_and_the_wait_for_a_task_go_through_a_fail_over_that_takes_a_while() {
+    let options = SimOptions { hosts: 3, task_delay: Duration::from_secs(600), ..SimOptions::default() };
+    let sim = start(options).await;
+    let session = login(&sim).await;
+    let vm = vm::get_by_name_label(&session, "vm-1").await.unwrap().remove(0);
+    for (host, old_one_dies) in [(1, false), (2, true)] {
+        let task = vm::snapshot_async(&session, &vm, "snap", &[]).await.unwrap();
+        let cancel = CancellationToken::new();
+        let waiting = tokio::spawn({
+            let (session, cancel) = (session.clone(), cancel.clone());
+            async move { wait::<vm::Ref>(&session, task, WaitOptions::of("snapshot"), &cancel).await }
+        });
+        let calls = |method: &str| sim.counters().calls.get(method).copied().unwrap_or(0);
+        let (events, logins) = (calls("event.from"), calls("session.login_with_password"));
+        while calls("event.from") == events {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if old_one_dies {
+            sim.stop_host(1).await.unwrap();
+        }
+        let moving = tokio::spawn({
+            let sim = sim.clone();
+            async move { sim.fail_over(host, Duration::from_secs(4)).await }
+        });
+        while sim.url() != sim.hosts()[host].url {
+            tokio::task::yield_now().await;
+        }
+        let reads = futures::future::join_all((0..4).map(|_| vm::get_name_label(&session, &vm))).await;
+        for read in reads {
+            assert_eq!(read.unwrap(), "vm-1");
+        }
+        moving.await.unwrap().unwrap();
+        // Nobody goes on with the snapshot: that is what the wait has to say, and not that the pool was away.
+        let error = waiting.await.unwrap().unwrap_err();
+        assert!(matches!(error, XenApiError::TaskVanished { .. }), "{error:?}");
+        assert_eq!(format!("https://{}", session.coordinator()), sim.hosts()[host].url);
+        // It was refused at first.
+        assert!(calls("session.login_with_password") >= logins + 2);
+    }
+    assert_eq!(session.generation(), 3, "one login for each fail-over");
+    session.logout().await.unwrap();
+    is_clean(&sim).await;
+}
+
+#[tokio::test]
 async fn events_tell_what_changed() {
     let sim = start(SimOptions::default()).await;
     let session = login(&sim).await;

@@ -9,7 +9,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use xenvault_xenapi::tasks::{WaitOptions, wait};
+use xenvault_xenapi::tasks::{WaitOptions, host_lives, wait};
 use xenvault_xenapi::{CancellationToken, ErrorCode, Retry, Session, XenApiError, task as task_class, vdi, vm};
 
 const TASK: &str = "OpaqueRef:task";
@@ -201,6 +201,28 @@ async fn the_tasks_failure_does_not_repeat_the_session() {
 }
 
 #[tokio::test]
+async fn the_tasks_failure_does_not_repeat_a_session_that_was_renewed_since() {
+    let (_pool, session) = session(|call| match call.method.as_str() {
+        "VM.get_all" if call.params[0] == json!("OpaqueRef:session-1") => {
+            Some(Reply::Failure(vec!["SESSION_INVALID", "OpaqueRef:session-1"]))
+        }
+        "VM.get_all" => Some(Reply::Result(json!([]))),
+        "task.get_record" => {
+            let said = "GET /x?session_id=OpaqueRef:session-1&y HTTP/1.1 and \"/z?session_id=OpaqueRef:session-1\" too";
+            Some(task("failure", "", &["INTERNAL_ERROR", said]))
+        }
+        _ => None,
+    })
+    .await;
+    vm::get_all(&session).await.unwrap();
+    assert_eq!(session.generation(), 2);
+    let error = result::<()>(&session).await.unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("session-1"), "{error:?}");
+    assert!(error.to_string().contains("&y HTTP/1.1 and \"/z?") && error.to_string().contains("\" too"), "{error}");
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_task_without_progress_is_cancelled() {
     let (pool, session) = session(runs_until_cancelled()).await;
     let options = WaitOptions { progress_deadline: Duration::from_millis(50), ..WaitOptions::of("testing") };
@@ -265,7 +287,7 @@ fn runs_on(lives: &'static [&'static str], live: bool) -> impl Fn(&Call) -> Opti
 
 async fn waits_on_host_7(session: &Session) -> Result<(), XenApiError> {
     let options = WaitOptions {
-        hosts: vec![xenvault_xenapi::host::Ref::new("OpaqueRef:host-7")],
+        hosts: host_lives(session, &[xenvault_xenapi::host::Ref::new("OpaqueRef:host-7"), Default::default()]).await,
         host_check: Duration::from_millis(1),
         progress_deadline: Duration::from_secs(600),
         ..WaitOptions::of("testing")
@@ -287,6 +309,17 @@ async fn x06_a_task_whose_host_is_dead_is_given_up() {
 #[tokio::test]
 async fn x06_a_task_whose_hosts_toolstack_started_anew_is_given_up() {
     let lives = &["1795368600.", "1795368600.", "1795368600.", "1795368700."];
+    let (pool, session) = session(runs_on(lives, true)).await;
+    let error = waits_on_host_7(&session).await.unwrap_err();
+    assert!(matches!(error, XenApiError::TaskHostGone { .. }), "{error:?}");
+    assert_eq!(pool.count("host.get_record"), lives.len());
+    assert_eq!((pool.count("task.cancel"), pool.count("task.destroy")), (1, 1));
+    session.logout().await.unwrap();
+}
+
+#[tokio::test]
+async fn x06_a_toolstack_that_starts_anew_before_the_first_look_at_its_host_is_noticed() {
+    let lives = &["1795368600.", "1795368700."];
     let (pool, session) = session(runs_on(lives, true)).await;
     let error = waits_on_host_7(&session).await.unwrap_err();
     assert!(matches!(error, XenApiError::TaskHostGone { .. }), "{error:?}");

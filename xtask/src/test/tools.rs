@@ -24,6 +24,9 @@ pub const FOR_TESTS: &[Tool] = &[
     ("openssl", "openssl"),
     ("python3", "python3"),
     ("curl", "curl"),
+    ("sha256sum", "coreutils"),
+    ("tar", "tar"),
+    ("gzip", "gzip"),
     // An S3 service that people run; without the recommended packages it is small.
     ("ceph-mon", "ceph-mon"),
     ("ceph-osd", "ceph-osd"),

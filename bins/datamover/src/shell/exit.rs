@@ -132,6 +132,7 @@ impl Exit {
             EngineError::SrFull { .. } | EngineError::NoDisks { .. } => Some(Self::Prerequisite),
             EngineError::NoNbdAddress { .. } => Some(Self::Prerequisite),
             EngineError::DiskCount { .. } | EngineError::NoHost { .. } => Some(Self::Later),
+            EngineError::SnapshotUnderWay { .. } | EngineError::HostDown { .. } => Some(Self::Later),
             EngineError::Read { .. } if error.retry() == Retry::Later => Some(Self::Later),
             EngineError::Configuration { .. } => Some(Self::Damaged),
             EngineError::Pool { .. } | EngineError::Repository { .. } => None,
@@ -149,7 +150,13 @@ impl Exit {
         match error {
             StoreError::WrongPassphrase => Self::Passphrase,
             StoreError::UnknownPoint { .. } => Self::NotFound,
-            StoreError::Damaged { .. } | StoreError::ChunkMissing { .. } => Self::Damaged,
+            StoreError::Damaged { .. } | StoreError::ChunkMissing { .. } | StoreError::PointGone { .. } => {
+                Self::Damaged
+            }
+            StoreError::TooManyPoints { .. } => Self::Prerequisite,
+            StoreError::IncompleteListing { .. } | StoreError::SweepTaken { .. } | StoreError::Overtaken { .. } => {
+                Self::Later
+            }
             StoreError::DiskRange { source, .. } => Self::of_store(source),
             StoreError::NotARepository { .. }
             | StoreError::NotEmpty { .. }
@@ -171,7 +178,7 @@ impl Exit {
             | XenApiError::WrongPool { .. } => Self::Trust,
             XenApiError::Url { .. } | XenApiError::Trust { .. } => Self::Usage,
             XenApiError::NotSupported(_) => Self::Prerequisite,
-            _ if error.retry() == Retry::Later => Self::Later,
+            _ if error.retry() != Retry::Never => Self::Later,
             _ => Self::Failed,
         }
     }

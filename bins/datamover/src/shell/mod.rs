@@ -3,6 +3,7 @@
 //! It belongs to the datamover; the restore program includes the same files by path.
 
 pub mod exit;
+pub mod help;
 pub mod output;
 pub mod pins;
 pub mod pool;

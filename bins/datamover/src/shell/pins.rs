@@ -8,19 +8,41 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use xenvault_xenapi::{KnownPool, PinnedHosts, Sha256Fingerprint};
 
-/// The file for the pool at `url`.
+/// The file for the pool at `url`: one for each host and port, whatever characters a name has.
 fn file(state: &Path, url: &str) -> PathBuf {
-    let name: String = host(url).chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let (host, port) = authority(url);
+    let mut name = String::new();
+    for byte in host.bytes() {
+        match byte {
+            b'.' | b'-' => name.push(char::from(byte)),
+            _ if byte.is_ascii_alphanumeric() => name.push(char::from(byte.to_ascii_lowercase())),
+            _ => name.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    if let Some(port) = port.filter(|&port| port != "443") {
+        name.push('_');
+        name.extend(port.chars().filter(char::is_ascii_digit));
+    }
     state.join("pins").join(name + ".json")
 }
 
 /// The host in an address, without scheme, port and path.
 fn host(url: &str) -> &str {
+    authority(url).0
+}
+
+/// Host and port of an address.
+fn authority(url: &str) -> (&str, Option<&str>) {
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = authority.split('/').next().unwrap_or(authority);
-    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, _)) => address,
-        None => authority.split_once(':').map_or(authority, |(host, _)| host),
+    if let Some((address, rest)) = authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return (address, rest.strip_prefix(':'));
+    }
+    match authority.split_once(':') {
+        // An IPv6 address without brackets has no port.
+        Some((_, rest)) if rest.contains(':') => (authority, None),
+        Some((host, port)) => (host, Some(port)),
+        None => (authority, None),
     }
 }
 
@@ -100,9 +122,31 @@ mod tests {
             ("https://a.example:443/x", "a.example"),
             ("192.0.2.1", "192.0.2.1"),
             ("https://[2001:db8::1]:443", "2001:db8::1"),
+            ("2001:db8::1", "2001:db8::1"),
         ] {
             assert_eq!(host(url), expected);
         }
+    }
+
+    #[test]
+    fn every_host_and_port_has_a_file_of_its_own() {
+        let state = Path::new("state");
+        let different = [
+            "https://gw:8443",
+            "https://gw:9443",
+            "https://gw",
+            "https://a-b",
+            "https://a.b",
+            "https://a_b",
+            "2001:db8::1",
+            "https://[2001:db8::2]:8443",
+            "https://[2001:db8::2]",
+        ];
+        let files: std::collections::BTreeSet<_> = different.iter().map(|url| file(state, url)).collect();
+        assert_eq!(files.len(), different.len(), "{files:?}");
+        assert_eq!(file(state, "https://GW:443/x"), file(state, "gw"));
+        assert_eq!(file(state, "https://[2001:db8::1]"), file(state, "2001:db8::1"));
+        assert!(file(state, "https://../../x").starts_with("state/pins"));
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! One file a command: calls the libraries and prints what they give back.
 
 mod disk;
+mod point;
 mod points;
 mod show;
+mod sweep;
+mod verify;
 mod vm;
 
 use crate::arguments::Command;
@@ -16,6 +19,10 @@ pub async fn run(command: Command, format: Format) -> Exit {
         Command::Show(arguments) => show::run(&arguments, format).await,
         Command::Vm(arguments) => vm::run(*arguments, format).await,
         Command::Disk(arguments) => disk::run(&arguments, format).await,
+        Command::Point { command } => point::run(command, format).await,
+        Command::Sweep(arguments) => sweep::run(&arguments, format).await,
+        Command::Verify(arguments) => verify::run(&arguments, format).await,
+        Command::Repair(arguments) => verify::repair(&arguments, format).await,
     };
     outcome.unwrap_or_else(|error| format.error(error.as_ref()))
 }

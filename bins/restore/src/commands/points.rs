@@ -19,6 +19,26 @@ pub async fn run(arguments: &PointsArguments, format: Format) -> Outcome {
 
     let mut table = Table::new(&["point", "VM", "time", "level", "reason", ">disks", ">size", ">changed"]);
     let mut records = Vec::new();
+    let mut others = String::new();
+    let forgotten = listing.forgotten.iter().map(|point| (point, "forgotten"));
+    let quarantined = listing.quarantined.iter().map(|point| (point, "quarantined"));
+    let mut other_records = Vec::new();
+    for (point, state) in forgotten.chain(quarantined).filter(|(point, _)| wanted(point)) {
+        others.push_str(&format!(
+            "{}: {} of {}, {}\n",
+            state.to_uppercase(),
+            point.id,
+            point.vm_name,
+            moment(point.created_unix_ms)
+        ));
+        other_records.push(json!({
+            "point": point.id.to_string(),
+            "vm_uuid": point.vm_uuid,
+            "vm_name": point.vm_name,
+            "created_unix_ms": point.created_unix_ms,
+            "state": state,
+        }));
+    }
     for point in listing.points.iter().filter(wanted) {
         table.row([
             point.id.to_string(),
@@ -44,11 +64,12 @@ pub async fn run(arguments: &PointsArguments, format: Format) -> Outcome {
         }));
     }
     let mut text = if table.is_empty() { "there are no restore points\n".to_owned() } else { table.to_string() };
+    text.push_str(&others);
     let mut damaged: Vec<Value> = Vec::new();
     for point in &listing.damaged {
         text.push_str(&format!("DAMAGED {}: {}\n", point.object, point.error));
         damaged.push(json!({ "object": point.object, "error": point.error.to_string() }));
     }
-    let told = format.result(&text, json!({ "points": records, "damaged": damaged }));
+    let told = format.result(&text, json!({ "points": records, "damaged": damaged, "others": other_records }));
     Ok(if listing.damaged.is_empty() { told } else { Exit::Damaged })
 }

@@ -1,6 +1,7 @@
 //! Which base a disk's changes are counted from, decided from evidence, and the changes themselves.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use xenvault_cbt::{
     BaseDecision, BaseEvidence, BaseRecord, BaseState, ChangedBlocks, DiskNow, FullReason, Level as ReadLevel, Power,
@@ -14,7 +15,8 @@ use super::request::{BackupRequest, LevelRequest};
 use super::snapshot::Shot;
 use crate::EngineError;
 use crate::pool::{
-    Doing as _, DoingInRepository as _, await_task, code, is_gone, is_unsupported, server_time, until_answered,
+    Doing as _, DoingInRepository as _, await_task_on, code, is_gone, is_unsupported, only_hosts, server_time,
+    until_answered, while_busy,
 };
 use crate::run::Run;
 
@@ -377,6 +379,9 @@ fn weigh(evidence: &mut BaseEvidence, situation: &Situation, base: &PointDisk) {
     evidence.now.messages = Some(alarming(&new, &concerned));
 }
 
+/// How long a listing is tried again while the disk is in use.
+const LISTING_LIMIT: Duration = Duration::from_secs(30);
+
 /// Older to newer snapshot, as a task (X12, X13). A failure of the listing is a reason to read everything, no failure
 /// of the backup; only a pool that does not answer at all is one.
 async fn changes(
@@ -387,18 +392,25 @@ async fn changes(
 ) -> Result<Result<ChangedBlocks, FullReason>, EngineError> {
     let session = run.session();
     let (options, journal) = (run.engine.options(), run.journal()?);
-    let listed = until_answered(|| async {
+    let list = || async {
+        let hosts = only_hosts(session, &shot.live.sr).await;
         let started = vdi::list_changed_blocks_async(session, base, &shot.reference).await;
-        await_task::<String>(session, journal, options, "VDI.list_changed_blocks", started).await
-    });
-    let text = match listed.await {
+        await_task_on::<String>(session, journal, options, "VDI.list_changed_blocks", hosts, started).await
+    };
+    let text = match while_busy(LISTING_LIMIT, || until_answered(list)).await {
         Ok(text) => text,
         Err(error) => {
             let Some(code) = code(&error) else {
                 return match error {
                     XenApiError::TaskVanished { .. }
                     | XenApiError::TaskStalled { .. }
-                    | XenApiError::TaskHostGone { .. } => Ok(Err(FullReason::ListingFailed)),
+                    | XenApiError::TaskHostGone { .. }
+                    | XenApiError::Response { .. }
+                    | XenApiError::ResponseTooLarge { .. } => {
+                        let text = format!("disk {} is read whole: {error}", shot.live.device);
+                        run.meter.warn("changes-not-listed", text);
+                        Ok(Err(FullReason::ListingFailed))
+                    }
                     other => Err(other).doing("list the changed blocks"),
                 };
             };

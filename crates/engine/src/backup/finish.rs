@@ -9,7 +9,7 @@ use super::base::Kinship;
 use super::bases;
 use super::snapshot::{Shot, Snapshot};
 use crate::marks::{self, Role};
-use crate::pool::{await_task, code, gone_is_fine, until_answered, wait_detached, while_busy};
+use crate::pool::{await_task_on, code, gone_is_fine, only_hosts, until_answered, wait_detached, while_busy};
 use crate::run::Run;
 use crate::state::{Journal, Made};
 
@@ -141,8 +141,10 @@ async fn purge(run: &Run, journal: &Journal, shot: &Shot) -> Result<Outcome, Xen
 async fn data_destroy(run: &Run, journal: &Journal, shot: &Shot) -> Result<(), XenApiError> {
     let session = run.session();
     let purge = || async {
+        let hosts = only_hosts(session, &shot.live.sr).await;
         let started = vdi::data_destroy_async(session, &shot.reference).await;
-        await_task::<()>(session, journal, run.engine.options(), "VDI.data_destroy", started).await
+        let options = run.engine.options();
+        await_task_on::<()>(session, journal, options, "VDI.data_destroy", hosts, started).await
     };
     while_busy(BUSY_LIMIT, || until_answered(purge)).await
 }
@@ -189,11 +191,13 @@ async fn give_up_chain(run: &Run, journal: &Journal, shot: &Shot, vm_uuid: &str)
         }
         Err(error) => return attempt(run, shot, "see who else tracks it", Err(error)),
     }
-    let disabled = until_answered(|| async {
+    let disable = || async {
+        let hosts = only_hosts(session, &shot.live.sr).await;
         let started = vdi::disable_cbt_async(session, &shot.live.reference).await;
-        await_task::<()>(session, journal, run.engine.options(), "VDI.disable_cbt", started).await
-    })
-    .await;
+        let options = run.engine.options();
+        await_task_on::<()>(session, journal, options, "VDI.disable_cbt", hosts, started).await
+    };
+    let disabled = while_busy(BUSY_LIMIT, || until_answered(disable)).await;
     if disabled.is_err() {
         return attempt(run, shot, "give up its broken chain of changes", disabled);
     }

@@ -86,7 +86,7 @@ pub(crate) async fn run(engine: &Engine, request: BackupRequest) -> Result<Backu
         }
         Err(error) => {
             meter.stage(&Stage::CleanUp);
-            Box::pin(run.abandon()).await;
+            Box::pin(run.abandon(&error)).await;
             Err(error)
         }
     }

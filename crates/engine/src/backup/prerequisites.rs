@@ -88,14 +88,19 @@ pub(crate) async fn check(engine: &Engine, meter: &Meter, vm: (&vm::Ref, &vm::Re
 /// Whether the server has NBD at all; one that has it and does not serve it is a finding with a remedy.
 async fn knows_nbd(session: &Session, meter: &Meter, disks: &[LiveDisk]) -> Result<bool, EngineError> {
     let Some(disk) = disks.first() else { return Ok(true) };
+    let Some(why) = without_nbd(session, disk).await? else { return Ok(true) };
+    let text =
+        format!("{why}; every backup reads whole disks over HTTP, and reads only a part of each again to check it");
+    meter.warn(FindingKind::NbdUnsupported.code(), text);
+    Ok(false)
+}
+
+/// What a server without NBD answers when it is asked for a disk's addresses; `None` from one that has NBD.
+pub(crate) async fn without_nbd(session: &Session, disk: &LiveDisk) -> Result<Option<String>, EngineError> {
     match vdi::get_nbd_info(session, &disk.reference).await {
-        Err(error) if crate::pool::is_unsupported(&error) => {
-            let text = format!("{error}; every backup reads whole disks over HTTP, without a check sample");
-            meter.warn(FindingKind::NbdUnsupported.code(), text);
-            Ok(false)
-        }
-        Err(error) if crate::pool::is_gone(&error) => Ok(true),
-        other => other.map(|_| true).doing("list the NBD addresses of a disk"),
+        Err(error) if crate::pool::is_unsupported(&error) => Ok(Some(error.to_string())),
+        Err(error) if crate::pool::is_gone(&error) => Ok(None),
+        other => other.map(|_| None).doing("list the NBD addresses of a disk"),
     }
 }
 

@@ -28,6 +28,8 @@ use crate::run::Run;
 
 /// How long the head of an export may take (the host can be scanning a raw disk).
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
+/// So many hosts are asked for it.
+const HEAD_ATTEMPTS: usize = 3;
 /// How many places with data a point remembers for later samples.
 const KNOWN_PLACES: usize = 32;
 /// The largest request.
@@ -201,9 +203,23 @@ impl Job<'_> {
     }
 
     async fn head(&self) -> Result<Option<AllocationMap>, EngineError> {
-        let Some(host) = self.host().await? else { return Ok(None) };
+        let mut failed = None;
+        // A host that has just died is found out by asking it.
+        for host in self.hosts().await?.into_iter().take(HEAD_ATTEMPTS) {
+            match self.head_from(&host).await {
+                Ok(map) => return Ok(map),
+                Err(error) => {
+                    tracing::info!(%error, host = host.as_str(), "no head of an export from this host");
+                    failed = Some(error);
+                }
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    async fn head_from(&self, host: &host::Ref) -> Result<Option<AllocationMap>, EngineError> {
         let format = ExportFormat::Vhd { base: None };
-        let mut body = export_raw_vdi(self.run.session(), &host, &self.shot.reference, format)
+        let mut body = export_raw_vdi(self.run.session(), host, &self.shot.reference, format)
             .await
             .doing("export the head of a disk")?;
         let map = parse_head(&mut body).await;
@@ -224,17 +240,23 @@ impl Job<'_> {
 
     /// A host that has the disk's SR, one that lives if there is any.
     async fn host(&self) -> Result<Option<host::Ref>, EngineError> {
+        Ok(self.hosts().await?.into_iter().next())
+    }
+
+    /// The hosts that have the disk's SR, those that live first.
+    async fn hosts(&self) -> Result<Vec<host::Ref>, EngineError> {
         let session = self.run.session();
         let pbds = pbd::get_all_records(session).await.doing("list the PBDs")?;
         let sr = &self.shot.record.sr;
-        let mut dead = None;
+        let (mut living, mut dead) = (Vec::new(), Vec::new());
         for pbd in pbds.into_values().filter(|pbd| pbd.sr == *sr && pbd.currently_attached) {
             match is_live(session, &pbd.host).await {
-                true => return Ok(Some(pbd.host)),
-                false => dead = Some(pbd.host),
+                true => living.push(pbd.host),
+                false => dead.push(pbd.host),
             }
         }
-        Ok(dead)
+        living.extend(dead);
+        Ok(living)
     }
 
     fn report(&self, pass: &Pass, line: &Line<'_, '_>) -> DiskReport {
@@ -421,9 +443,11 @@ impl Line<'_, '_> {
         let field = Field { virtual_size: job.size(), read: &pass.extents, known_data: places };
         let mut dice = Dice::seeded_by(&[job.run.id(), job.device(), "sample"]);
         let sample = choose(&field, count, &mut dice);
-        // Without random reads a sample would cost the whole disk again.
-        if sample.is_empty() || job.access == Access::Http {
+        if sample.is_empty() {
             return Ok(None);
+        }
+        if job.access == Access::Http {
+            return self.differing_over_http(passed, count, &mut dice).await;
         }
         job.run.meter.stage(&Stage::Verify { device: job.device().to_owned() });
         job.writer.flush().await.doing("complete its packs")?;
@@ -439,6 +463,30 @@ impl Line<'_, '_> {
             }
         }
         Ok(None)
+    }
+
+    /// The same where there are no random reads: the begin of the disk, and what the SR calls empty.
+    async fn differing_over_http(
+        &mut self,
+        passed: &Passed,
+        count: usize,
+        dice: &mut Dice,
+    ) -> Result<Option<ByteRange>, EngineError> {
+        let job = self.job;
+        job.run.meter.stage(&Stage::Verify { device: job.device().to_owned() });
+        job.writer.flush().await.doing("complete its packs")?;
+        let reader = job.repository.disk(&passed.result.map);
+        let mut checks = Vec::new();
+        if let Allocation::Known(allocated) = job.allocation().await {
+            checks.push(http_read::compare_empty(&allocated, &reader, count, dice).await?);
+        }
+        let begin = u64::try_from(count).unwrap_or(0).saturating_mul(CBT_BLOCK_BYTES);
+        checks.push(http_read::compare_begin(job.begin_http().await?, &reader, begin).await?);
+        for check in &checks {
+            self.sample_bytes += check.bytes;
+            job.run.meter.sampled(check.bytes);
+        }
+        Ok(checks.into_iter().find_map(|check| check.differs))
     }
 
     /// Closes the connections properly; the hosts detach the disk then. Failing that they do it by themselves, later.

@@ -3,6 +3,7 @@
 mod lost;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use xenvault_cbt::Tracking;
 use xenvault_xenapi::{Session, XenApiError, vbd, vdi, vm};
@@ -12,10 +13,15 @@ use super::finding::{Finding, FindingKind};
 use super::prerequisites::{Ground, LiveDisk, SNAPSHOT_REMEDY, Trackable};
 use crate::EngineError;
 use crate::marks::{self, CHAIN, Marks, Role};
-use crate::pool::{Doing as _, await_task, is_full, is_unsupported, server_time, until_answered};
+use crate::pool::{
+    Doing as _, await_task_on, is_full, is_unsupported, only_hosts, server_time, until_answered, while_busy,
+};
 use crate::run::Run;
 use crate::state::Made;
 use lost::Failed;
+
+/// How long switching tracking on is tried again while the disk is in use.
+const ENABLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A disk with its snapshot.
 #[derive(Clone, Debug)]
@@ -58,11 +64,12 @@ pub(crate) async fn enable_tracking(run: &Run, ground: &Ground) -> Result<BTreeM
         if !disk.record.cbt_enabled {
             bases::remove_useless(run, &disk.device, &disk.reference).await;
             let (options, journal) = (run.engine.options(), run.journal()?);
-            let enabled = until_answered(|| async {
+            let enable = || async {
+                let hosts = only_hosts(session, &disk.sr).await;
                 let started = vdi::enable_cbt_async(session, &disk.reference).await;
-                await_task::<()>(session, journal, options, "VDI.enable_cbt", started).await
-            })
-            .await;
+                await_task_on::<()>(session, journal, options, "VDI.enable_cbt", hosts, started).await
+            };
+            let enabled = while_busy(ENABLE_LIMIT, || until_answered(enable)).await;
             if let Err(error) = enabled {
                 // The server knows better than its features tell (X09).
                 unsupported = is_unsupported(&error);

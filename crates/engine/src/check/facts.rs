@@ -26,6 +26,8 @@ pub(super) struct Facts {
     pub(super) vdis: BTreeMap<vdi::Ref, vdi::Record>,
     pub(super) vms: Vec<VmFacts>,
     pub(super) nbd: Vec<NbdFacts>,
+    /// Why disks are read over HTTP: what a server says that has no NBD. `None` where it has.
+    pub(super) without_nbd: Option<String>,
     pub(super) sweep: SweepPlan,
 }
 

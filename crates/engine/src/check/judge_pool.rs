@@ -4,6 +4,7 @@ use xenvault_xenapi::network;
 
 use super::facts::{Facts, HostFacts};
 use super::finding::{CheckFinding, CheckedObject, Severity};
+use super::rights::{Need, RIGHTS, Right, least_role};
 use crate::backup::FindingKind;
 use crate::backup::endpoints::access;
 use crate::backup::prerequisites::unplugged;
@@ -11,21 +12,6 @@ use crate::options::ClearText;
 
 /// A clock that differs by more than this is a warning, in seconds.
 const CLOCK_LIMIT_SECONDS: u64 = 60;
-
-/// What an account needs for a backup, by the names of RBAC's permissions.
-const FOR_BACKUP: [&str; 8] = [
-    "vm.snapshot",
-    "vm.destroy",
-    "vdi.enable_cbt",
-    "vdi.list_changed_blocks",
-    "vdi.get_nbd_info",
-    "vdi.data_destroy",
-    "vdi.destroy",
-    "vdi.snapshot",
-];
-
-/// What it needs on top of that for a restore.
-const FOR_RESTORE: [&str; 5] = ["vm.create", "vdi.create", "vbd.create", "vif.create", "http/put_import_raw_vdi"];
 
 /// Product, version and edition of the coordinator.
 pub(super) fn product(facts: &Facts) -> String {
@@ -89,34 +75,54 @@ fn version(facts: &Facts, findings: &mut Vec<CheckFinding>) {
     }
 }
 
+/// What the account may not do, by its session's list of rights, and the least role that may.
 fn account(facts: &Facts, findings: &mut Vec<CheckFinding>) {
     let session = &facts.session;
     // The local superuser has no list; neither has a server without roles.
     if session.is_local_superuser || session.rbac_permissions.is_empty() {
         return;
     }
-    let lacks = |names: &[&str]| -> Vec<String> {
-        let has = |name: &str| session.rbac_permissions.iter().any(|known| known.eq_ignore_ascii_case(name));
-        names.iter().filter(|name| !has(name)).map(|name| (*name).to_owned()).collect()
+    let may = |right: &Right| {
+        let permission = right.permission();
+        session.rbac_permissions.iter().any(|known| known.eq_ignore_ascii_case(&permission))
     };
-    let remedy = format!(
-        "give the account a role that has them: `xe subject-role-add uuid=$(xe subject-list \
-         subject-identifier={} --minimal) role-name=vm-power-admin`",
-        session.auth_user_sid
-    );
+    // What the server does not have is no right of anybody.
+    let has = |right: &&Right| facts.without_nbd.is_none() || !right.newer;
+    let missing: Vec<&Right> = RIGHTS.iter().filter(has).filter(|right| !may(right)).collect();
     let object = CheckedObject::new("session", "", &session.auth_user_name);
-    let judged = [
-        (Severity::Error, "account-backup", lacks(&FOR_BACKUP), "backup", "backups with this account fail"),
-        (Severity::Warning, "account-restore", lacks(&FOR_RESTORE), "restore", "restores with this account fail"),
-    ];
-    for (severity, code, missing, what, consequence) in judged {
-        if !missing.is_empty() {
-            let reason = format!(
-                "account {:?} may not call {}, which a {what} needs",
-                session.auth_user_name,
-                missing.join(", ")
-            );
-            findings.push(CheckFinding::new(severity, code, object.clone(), reason, consequence, remedy.clone()));
+    let mut found = |severity, code, missing: Vec<&Right>, what: &str, consequence: &str| {
+        let Some(role) = least_role(missing.iter().copied()) else { return };
+        let calls: Vec<&str> = missing.iter().map(|right| right.call).collect();
+        let reason = format!(
+            "account {:?} may not call {}, which {what}: the least role that may is {role}",
+            session.auth_user_name,
+            calls.join(", ")
+        );
+        let remedy = format!(
+            "give the account a role that has them: `xe subject-role-add uuid=$(xe subject-list \
+             subject-identifier={} --minimal) role-name={role}`",
+            session.auth_user_sid
+        );
+        findings.push(CheckFinding::new(severity, code, object.clone(), reason, consequence, remedy));
+    };
+    let of = |wanted: fn(Need) -> bool| missing.iter().copied().filter(|right| wanted(right.need)).collect();
+    found(
+        Severity::Error,
+        "account-backup",
+        of(Need::for_backup),
+        "a backup needs",
+        "backups with this account fail, or read every disk whole each time",
+    );
+    found(
+        Severity::Warning,
+        "account-restore",
+        of(Need::for_restore),
+        "a restore needs",
+        "restores with this account fail",
+    );
+    for right in &missing {
+        if let Need::Less(consequence) = right.need {
+            found(Severity::Note, "account-less", vec![right], "can be done without", consequence);
         }
     }
 }
@@ -195,7 +201,16 @@ fn host(host: &HostFacts, findings: &mut Vec<CheckFinding>) {
 }
 
 fn networks(facts: &Facts, consent: ClearText, findings: &mut Vec<CheckFinding>) {
-    if let Err(finding) = access(facts.networks.values(), consent) {
+    if let Some(why) = &facts.without_nbd {
+        findings.push(CheckFinding::new(
+            Severity::Warning,
+            FindingKind::NbdUnsupported.code(),
+            pool_object(facts),
+            why.clone(),
+            "every backup reads whole disks over HTTP, and reads only a part of each again to check it",
+            "upgrade all hosts to a release with NBD: XenServer 7.3, XCP-ng 7.4, or later",
+        ));
+    } else if let Err(finding) = access(facts.networks.values(), consent) {
         let about = facts.networks.values().find(|record| match finding.kind {
             FindingKind::NbdNotEnabled => !record.pifs.is_empty(),
             _ => record.purpose.contains(&network::Purpose::InsecureNbd),

@@ -10,6 +10,7 @@ mod gather;
 mod judge_pool;
 mod judge_vm;
 mod reach;
+mod rights;
 #[cfg(test)]
 mod tests;
 

@@ -11,6 +11,7 @@ use xenvault_xenapi::{Session, host, vdi};
 use super::facts::{Facts, NbdFacts};
 use crate::Engine;
 use crate::backup::endpoints::{Access, access, endpoint};
+use crate::backup::{FindingKind, prerequisites};
 
 /// A host that does not take a connection within this time is out of reach.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -23,7 +24,16 @@ const AT_ONCE: usize = 16;
 pub(super) async fn connect(engine: &Engine, facts: &mut Facts) {
     let session = engine.session();
     hosts(session, facts).await;
-    let Ok(access) = access(facts.networks.values(), engine.options().clear_text) else { return };
+    let access = match access(facts.networks.values(), engine.options().clear_text) {
+        Ok(access) => access,
+        Err(finding) => {
+            // As a backup asks: a server that has no NBD is read over HTTP.
+            if finding.kind == FindingKind::NbdNotEnabled {
+                facts.without_nbd = without_nbd(session, facts).await;
+            }
+            return;
+        }
+    };
     let endpoints = addresses(session, facts, access).await;
     let timeouts = Timeouts { connect: CONNECT_LIMIT, handshake: HANDSHAKE_LIMIT, ..Timeouts::default() };
     let probes = endpoints.into_values().map(|endpoint| async move {
@@ -36,6 +46,13 @@ pub(super) async fn connect(engine: &Engine, facts: &mut Facts) {
 
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// What the server says if it has no NBD at all.
+async fn without_nbd(session: &Session, facts: &Facts) -> Option<String> {
+    let disk = facts.vms.iter().flat_map(|vm| &vm.disks).next()?;
+    // A call that fails for another reason says nothing about it.
+    prerequisites::without_nbd(session, disk).await.ok().flatten()
 }
 
 async fn hosts(session: &Session, facts: &mut Facts) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use xenvault_xenapi::{AnyRef, host, network, vm};
 
 use super::facts::{Facts, HostFacts, NbdFacts, VmFacts};
+use super::rights::{Need, RIGHTS, Right, Role};
 use super::{CheckFinding, Severity, judge_pool, judge_vm};
 use crate::options::ClearText;
 
@@ -80,28 +81,52 @@ fn x23_both_purposes_are_an_error_and_the_remedy_removes_one() {
     assert!(findings[0].remedy.contains("param-remove"), "{findings:?}");
 }
 
+/// The pool as an account sees it that has these rights; `None` of them is a server without roles.
+fn with_rights(facts: &mut Facts, may: impl Fn(&Right) -> bool) {
+    facts.session.is_local_superuser = false;
+    facts.session.auth_user_name = "backup".into();
+    facts.session.auth_user_sid = "S-1-5-21".into();
+    facts.session.rbac_permissions = vec!["vm.get_record".into()];
+    facts.session.rbac_permissions.extend(RIGHTS.iter().filter(|right| may(right)).map(Right::permission));
+}
+
 #[test]
-fn an_account_is_told_which_calls_it_lacks() {
-    let with = |permissions: &[&str]| {
-        let permissions: Vec<String> = permissions.iter().map(|name| (*name).to_owned()).collect();
-        of_pool(|facts| {
-            facts.session.is_local_superuser = false;
-            facts.session.rbac_permissions = permissions;
-        })
+fn an_account_is_told_which_calls_it_lacks_and_the_least_role_that_has_them() {
+    use Severity::{Error, Note, Warning};
+    let with = |may: fn(&Right) -> bool| of_pool(|facts| with_rights(facts, may));
+    let less = RIGHTS.iter().filter(|right| matches!(right.need, Need::Less(_))).count();
+    let mut nothing = vec![(Error, "account-backup"), (Warning, "account-restore")];
+    nothing.extend(vec![(Note, "account-less"); less]);
+    assert_eq!(with(|_| false), nothing);
+    assert_eq!(with(|_| true), []);
+    // Roles as the pool gives them.
+    assert_eq!(with(|right| right.role <= Role::PoolOperator), [(Note, "account-less")]);
+    assert_eq!(with(|right| right.role <= Role::VmPowerAdmin), [(Note, "account-less"); 2]);
+    let of_admin = with(|right| right.role <= Role::VmAdmin);
+    assert_eq!(of_admin.iter().filter(|(severity, _)| *severity != Note).count(), 2, "{of_admin:?}");
+    assert_eq!(of_pool(|facts| facts.session.is_local_superuser = false), [], "a server without roles");
+
+    let mut facts = good();
+    with_rights(&mut facts, |right| right.role <= Role::VmAdmin);
+    let findings = judge_pool::judge(&facts, ClearText::Refuse);
+    let backup = findings.iter().find(|finding| finding.code == "account-backup").unwrap();
+    assert!(backup.reason.contains("may not call VM.snapshot, which a backup needs"), "{backup:?}");
+    assert!(backup.reason.contains("the least role that may is vm-power-admin"), "{backup:?}");
+    assert!(backup.remedy.contains("subject-identifier=S-1-5-21 --minimal) role-name=vm-power-admin`"), "{backup:?}");
+}
+
+#[test]
+fn a_server_without_nbd_is_a_warning_and_needs_no_rights_for_what_it_does_not_have() {
+    let old = |facts: &mut Facts| {
+        facts.networks.clear();
+        facts.without_nbd = Some("it does not have the method VDI.get_nbd_info".into());
     };
-    assert_eq!(with(&["vm.get_record"]), [(Severity::Error, "account-backup"), (Severity::Warning, "account-restore")]);
-    let backup = [
-        "vm.snapshot",
-        "vm.destroy",
-        "vdi.enable_cbt",
-        "vdi.list_changed_blocks",
-        "vdi.get_nbd_info",
-        "vdi.data_destroy",
-        "vdi.destroy",
-        "vdi.snapshot",
-    ];
-    assert_eq!(with(&backup), [(Severity::Warning, "account-restore")]);
-    assert_eq!(with(&[]), [], "a server without roles");
+    assert_eq!(of_pool(old), [(Severity::Warning, "nbd-unsupported")]);
+    let found = of_pool(|facts| {
+        old(facts);
+        with_rights(facts, |right| !right.newer);
+    });
+    assert_eq!(found, [(Severity::Warning, "nbd-unsupported")]);
 }
 
 #[test]

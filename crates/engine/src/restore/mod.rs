@@ -82,7 +82,7 @@ pub(crate) async fn run(engine: &Engine, request: RestoreRequest) -> Result<Rest
         }
         Err(error) => {
             meter.stage(&Stage::CleanUp);
-            Box::pin(run.abandon()).await;
+            Box::pin(run.abandon(&error)).await;
             Err(error)
         }
     }

@@ -67,6 +67,8 @@ pub(crate) struct RunHistory {
     pub(crate) alive: BTreeSet<(Made, String)>,
     /// Names of objects that were going to be made.
     pub(crate) intended: BTreeSet<(Made, String)>,
+    /// How many intents nobody saw the result of.
+    pub(crate) unseen: usize,
     /// Whether the point is complete, or may be.
     pub(crate) publication: Publication,
     path: PathBuf,
@@ -121,6 +123,7 @@ impl RunHistory {
             operation: None,
             alive: BTreeSet::new(),
             intended: BTreeSet::new(),
+            unseen: 0,
             publication: Publication::No,
             path,
             lock,
@@ -138,8 +141,13 @@ impl RunHistory {
             Entry::Begin { operation, .. } => self.operation = Some(operation),
             Entry::Intend { what, name } => {
                 self.intended.insert((what, name));
+                self.unseen += 1;
             }
             Entry::Created { what, id } => {
+                // What came of an intent; the disks of a snapshot come along without one of their own.
+                if what != Made::Task && self.intended.iter().any(|(intended, _)| *intended == what) {
+                    self.unseen = self.unseen.saturating_sub(1);
+                }
                 self.alive.insert((what, id));
             }
             Entry::Removed { what, id } => {
@@ -167,6 +175,11 @@ impl RunHistory {
     #[cfg(test)]
     pub(crate) fn created(&self, what: Made, id: &str) -> bool {
         self.alive.contains(&(what, id.to_owned()))
+    }
+
+    /// Whether the run made a VM from a point.
+    pub(crate) fn is_restore(&self) -> bool {
+        self.operation.as_ref().is_some_and(|operation| operation.kind == "restore")
     }
 
     /// Forgets a dead run: nothing of it is left but what stays on purpose.

@@ -52,6 +52,10 @@ impl State {
 
     /// Takes the lease on a VM.
     pub(crate) fn lease_vm(&self, vm: &str) -> Result<Lease, EngineError> {
+        // It becomes the name of a file.
+        if uuid::Uuid::try_parse(vm).is_err() {
+            return Err(EngineError::NoUuid { uuid: vm.to_owned() });
+        }
         let path = self.folder.join("vms").join(format!("{vm}.lock"));
         let file = OpenOptions::new()
             .create(true)
@@ -167,10 +171,21 @@ mod tests {
     fn a_vm_has_one_run_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let state = State::open(folder.path()).unwrap();
-        let lease = state.lease_vm("vm-1").unwrap();
-        assert!(matches!(state.lease_vm("vm-1"), Err(EngineError::Busy { .. })));
-        assert!(state.lease_vm("vm-2").is_ok());
+        let [first, second] = ["11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"];
+        let lease = state.lease_vm(first).unwrap();
+        assert!(matches!(state.lease_vm(first), Err(EngineError::Busy { .. })));
+        assert!(state.lease_vm(second).is_ok());
         drop(lease);
-        assert!(state.lease_vm("vm-1").is_ok());
+        assert!(state.lease_vm(first).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_uuid_makes_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        for name in ["../instance", "", "a/b"] {
+            assert!(matches!(state.lease_vm(name), Err(EngineError::NoUuid { .. })), "{name:?}");
+        }
+        assert_eq!(fs::read_dir(folder.path().join("vms")).unwrap().count(), 0);
     }
 }

@@ -228,6 +228,10 @@ impl Question<'_> {
             Fate::Spare(reason) => {
                 return Some(self.reduced(record, reason, "it may be the base of the next incremental"));
             }
+            // The clean-up took its VM's record away and marked it; the run itself never saw it, so no point counts from it.
+            Fate::Finish(reason) if owned.role == Some(Role::Snapshot) && owned.repository.is_none() => {
+                return Some((SweepAction::Destroy, reason));
+            }
             // A base is written into the marks only after its point was.
             Fate::Finish(reason) | Fate::Destroy(reason) => reason,
         };

@@ -60,7 +60,7 @@ impl From<&RunHistory> for RunFacts {
             created: history.alive.clone(),
             intended: history.intended.clone(),
             vm: history.operation.as_ref().map(|operation| operation.vm.clone()),
-            restore: history.operation.as_ref().is_some_and(|operation| operation.kind == "restore"),
+            restore: history.is_restore(),
         }
     }
 }

@@ -24,6 +24,8 @@ use inventory::{Inventory, RunFacts};
 
 /// So many of a VM's newest points are asked whether a dead run wrote one of them.
 const POINTS_TO_ASK: usize = 8;
+/// For so long the journal of a restore is kept that never learned what came of a call, seconds.
+const UNSEEN_SECONDS: u64 = 24 * 3600;
 /// How long to wait for the end of a task of a run that was given up.
 const TASK_END_LIMIT: Duration = Duration::from_secs(60);
 
@@ -101,18 +103,18 @@ pub(crate) async fn clean_vm(engine: &Engine, vm: &str) -> Result<(), EngineErro
 /// How a run came to its early end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// A step failed: every call has had its answer.
-    Failed,
-    /// Its future was dropped: a call may be on its way, and the pool may still be at work for us.
-    Dropped,
+    /// A step failed, and every call has had its answer.
+    Answered,
+    /// Its future was dropped, or an answer was lost: the pool may still be at work for us.
+    Open,
 }
 
 /// Removes everything of one run, which still holds its lease. Returns whether nothing is left.
 pub(crate) async fn clean_run(engine: &Engine, run: &str, ending: Ending) -> Result<bool, EngineError> {
     let history = engine.state().history(run)?;
-    let made = history.alive.iter().filter(|(what, _)| *what != Made::Task).count();
     // Something was asked for whose answer nobody saw: it can appear a moment later.
-    let unseen = ending == Ending::Dropped && history.intended.len() > made;
+    let unseen = ending == Ending::Open && history.unseen > 0;
+    let mut found = 0;
     let pauses: &[u64] = if unseen { &[0, 500, 2_000] } else { &[0] };
     let mut clean = true;
     for &pause in pauses {
@@ -126,11 +128,25 @@ pub(crate) async fn clean_run(engine: &Engine, run: &str, ending: Ending) -> Res
         let open = executor.runs.get(run).is_some_and(|facts| facts.publication == Publication::Perhaps)
             && steps.iter().any(|step| step.item.action == SweepAction::DestroyData);
         clean = done.warnings.is_empty() && !open;
+        if done.warnings.is_empty() {
+            found += steps.iter().filter(|step| is_news(step, &history)).count();
+        }
         if done.removed > 0 {
             break;
         }
     }
-    Ok(clean)
+    // A snapshot that comes later is known by its name; of other things only the journal tells whose they are.
+    Ok(clean && !(unseen && history.is_restore() && found < history.unseen))
+}
+
+/// Whether a step removes a VM or disk that the run's journal did not have: what came of an intent.
+fn is_news(step: &Step, history: &RunHistory) -> bool {
+    let kind = match step.item.kind {
+        ObjectKind::Vm => Made::Vm,
+        ObjectKind::Vdi => Made::Vdi,
+        _ => return false,
+    };
+    step.item.action != SweepAction::Keep && !history.alive.contains(&(kind, step.item.uuid.clone()))
 }
 
 /// Waits for the end of a task that was cancelled or left: what it makes can be removed only then.
@@ -256,12 +272,18 @@ fn forget(executor: Executor<'_>, steps: &[Step], done: &Done) -> Result<(), Eng
         // Its snapshot is what the next incremental may need, and only this journal says so until the repository is asked.
         let open = executor.runs.get(&run).is_some_and(|facts| facts.publication == Publication::Perhaps)
             && steps.iter().any(|step| step.run == run && step.item.action == SweepAction::DestroyData);
+        // What it asked for and never saw may still come.
+        let young = history
+            .operation
+            .as_ref()
+            .is_some_and(|operation| executor.inventory.now < operation.started.saturating_add(UNSEEN_SECONDS));
+        let awaited = history.is_restore() && history.unseen > 0 && young;
         let exists = |id: &String| {
             executor.inventory.vms.values().any(|record| record.uuid == *id)
                 || executor.inventory.vdis.values().any(|record| record.uuid == *id)
         };
         let untouched = !steps.iter().any(|step| step.run == run) && history.alive.iter().any(|(_, id)| exists(id));
-        if done.warnings.is_empty() && !waits && !open && !untouched {
+        if done.warnings.is_empty() && !waits && !open && !untouched && !awaited {
             history.forget()?;
         }
     }

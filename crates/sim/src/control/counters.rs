@@ -42,15 +42,29 @@ impl Counters {
 #[derive(Debug, Default)]
 pub(crate) struct CounterBook {
     counts: Mutex<Counters>,
+    sequence: Mutex<Vec<String>>,
 }
+
+/// The names of so many calls are kept in their order.
+const SEQUENCE: usize = 10_000;
 
 impl CounterBook {
     fn lock(&self) -> MutexGuard<'_, Counters> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The calls in their order, the first ones of the pool's life.
+    pub(crate) fn sequence(&self) -> Vec<String> {
+        self.sequence.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Counts a call.
     pub(crate) fn call(&self, name: &str) {
+        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        if sequence.len() < SEQUENCE {
+            sequence.push(name.to_owned());
+        }
+        drop(sequence);
         *self.lock().calls.entry(name.to_owned()).or_default() += 1;
     }
 

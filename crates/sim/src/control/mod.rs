@@ -3,6 +3,7 @@
 mod counters;
 mod fault;
 mod server;
+mod storage;
 
 pub(crate) use counters::CounterBook;
 pub use counters::{Counters, NbdDiskCounters};

@@ -3,8 +3,11 @@
 //! `GET /`, `/counters`, `/objects/CLASS`, `/new-objects`, `/vms/VM/disks/DEVICE?offset=&length=`,
 //! `/vdis/UUID?offset=&length=`; `PUT /vms/VM/disks/DEVICE?offset=`; `POST /vms/VM/start?host=`, `/vms/VM/shutdown`,
 //! `/vms/VM/migrate?host=`, `/vms/VM/ha-restart?host=`, `/hosts/INDEX/crash`, `/hosts/INDEX/stop`,
-//! `/hosts/INDEX/start`, `/hosts/INDEX/coordinator`, `/hosts/INDEX/restart-toolstack?milliseconds=` (answers when it is
-//! up again), `/nbd/off|tls|insecure`, `/faults` (JSON); `DELETE /faults`.
+//! `/hosts/INDEX/start`, `/hosts/INDEX/coordinator`, `/hosts/INDEX/restart-toolstack?milliseconds=` and
+//! `/hosts/INDEX/fail-over?milliseconds=` (both answer when it is up again), `/nbd/off|tls|insecure`, `/sessions/expire`, `/storage-migrations/hold|release`, `/faults` (JSON),
+//! `/srs/SR/garbage-collector/run|step|stop|start`, `/srs/SR/foreign-use?bytes=`,
+//! `/vdis/UUID/cbt-faults/resize|snapshot|snapshot-on-host|inconsistent`;
+//! `DELETE /faults`.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -108,6 +111,9 @@ async fn route(pool: &SimPool, request: Request<Incoming>) -> Result<Answer, Pro
         value.map(|value| json(&value)).map_err(|error| Problem::Bad(error.to_string()))
     };
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    if let Some(done) = super::storage::order(pool, &method, &parts, number).await {
+        return done.map(|answer| json(&answer));
+    }
     Ok(match (&method, parts.as_slice()) {
         (&Method::GET, []) => json(&pool.description()),
         (&Method::GET, ["counters"]) => return encode(serde_json::to_value(pool.counters())),
@@ -148,8 +154,17 @@ async fn route(pool: &SimPool, request: Request<Incoming>) -> Result<Answer, Pro
                 "restart-toolstack" => {
                     pool.restart_toolstack(index, Duration::from_millis(number("milliseconds")?)).await?;
                 }
+                "fail-over" => pool.fail_over(index, Duration::from_millis(number("milliseconds")?)).await?,
                 _ => return Err(Problem::Missing),
             }
+            done()
+        }
+        (&Method::POST, ["sessions", "expire"]) => {
+            pool.expire_sessions();
+            done()
+        }
+        (&Method::POST, ["storage-migrations", action @ ("hold" | "release")]) => {
+            pool.hold_storage_migrations(*action == "hold");
             done()
         }
         (&Method::POST, ["nbd", access]) => {

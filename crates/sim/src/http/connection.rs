@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::request::{Input, NoRequest, Request};
-use super::{export, import, reports, response, vm_export, vm_import};
+use super::{db_restore, export, import, reports, response, vm_export, vm_import};
 use crate::core::Core;
 use crate::methods::{Reply, dispatch};
 use crate::rpc::{json_answer, read_json_call, read_xml_call, xml_answer, xml_bare};
@@ -76,6 +76,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         "GET" if request.path == "/export_metadata" => vm_export::handle(core, host, request, link, true).await,
         "PUT" if request.path == "/import" => vm_import::handle(core, host, request, link, false).await,
         "PUT" if request.path == "/import_metadata" => vm_import::handle(core, host, request, link, true).await,
+        "PUT" if request.path == "/pool/xmldbdump" => db_restore::handle(core, host, request, link).await,
         "GET" | "PUT" => match reports::Report::of(&request.path).filter(|_| request.method == "GET") {
             Some(report) => reports::handle(core, host, request, link, report).await,
             None => {

@@ -44,9 +44,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         Some(FaultEffect::Delay(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
-    let Some(_access) = super::auth::check(core, host, request) else {
-        send(link, &response::unauthorised("get_export_raw_vdi")).await;
-        return;
+    let _access = match super::auth::check(core, host, request, "get_export_raw_vdi") {
+        Ok(access) => access,
+        Err(page) => {
+            send(link, &page).await;
+            return;
+        }
     };
     let vdi = match disk_of(core, request, "vdi") {
         Ok(Some(vdi)) => vdi,
@@ -61,7 +64,8 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     let sr = core.db().text("VDI", &vdi, "SR");
-    if let Some(page) = redirection(core, host, request, &sr) {
+    if let Some(redirection) = redirection(core, host, request, std::slice::from_ref(&sr)) {
+        let page = redirection.unwrap_or_else(|failure| response::internal_error(&failure.text()));
         send(link, &page).await;
         return;
     }

@@ -34,9 +34,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         Some(FaultEffect::Delay(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
-    let Some(_access) = super::auth::check(core, host, request) else {
-        send(link, &response::unauthorised("put_import_raw_vdi")).await;
-        return;
+    let _access = match super::auth::check(core, host, request, "put_import_raw_vdi") {
+        Ok(access) => access,
+        Err(page) => {
+            send(link, &page).await;
+            return;
+        }
     };
     let vdi = match disk_of(core, request, "vdi") {
         Ok(vdi) => vdi,
@@ -54,7 +57,8 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         refuse(link, &task, &Failure::bare("VDI_MISSING"), "HTTP/1.1 400 Bad Request").await;
         return;
     };
-    if let Some(page) = redirection(core, host, request, &sr) {
+    if let Some(redirection) = redirection(core, host, request, std::slice::from_ref(&sr)) {
+        let page = redirection.unwrap_or_else(|failure| response::internal_error(&failure.text()));
         send(link, &page).await;
         return;
     }

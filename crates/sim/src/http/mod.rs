@@ -2,6 +2,7 @@
 
 mod auth;
 mod connection;
+mod db_restore;
 mod export;
 mod import;
 mod import_vhd;

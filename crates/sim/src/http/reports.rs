@@ -59,9 +59,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         Some(FaultEffect::Truncate(bytes)) => most = usize::try_from(bytes).unwrap_or(usize::MAX),
         _ => {}
     }
-    let Some(_access) = super::auth::check(core, host, request) else {
-        send(link, &response::unauthorised(realm)).await;
-        return;
+    let _access = match super::auth::check(core, host, request, realm) {
+        Ok(access) => access,
+        Err(page) => {
+            send(link, &page).await;
+            return;
+        }
     };
     let answer = match report {
         Report::Database => {

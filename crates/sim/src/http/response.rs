@@ -46,6 +46,15 @@ pub(super) fn internal_error(information: &str) -> Vec<u8> {
     )
 }
 
+/// 400.
+pub(super) fn bad_request() -> Vec<u8> {
+    page(
+        "400 Bad Request",
+        "",
+        "<h1>HTTP 400 bad request</h1>The HTTP request was malformed. Please correct and retry.",
+    )
+}
+
 /// 401.
 pub(super) fn unauthorised(realm: &str) -> Vec<u8> {
     page(

@@ -30,21 +30,27 @@ pub(super) fn disk_of(core: &Core, request: &Request, name: &str) -> Result<Opti
     Err(response::internal_error(&response::escape(&text)))
 }
 
-/// A redirection if this host does not have the SR attached; `None` if it has.
-pub(super) fn redirection(core: &Core, host: usize, request: &Request, sr: &str) -> Option<Vec<u8>> {
+/// A redirection if this host does not have all of the SRs attached; `None` if it has. It leads to a live host that
+/// has, or is an error page if there is none.
+pub(super) fn redirection(
+    core: &Core,
+    host: usize,
+    request: &Request,
+    srs: &[String],
+) -> Option<Result<Vec<u8>, Failure>> {
     let here = core.host_at(host).ok()?.reference.clone();
-    let others = crate::methods::hosts_of_sr(&core.db(), sr);
-    if others.contains(&here) {
+    let able = crate::methods::live_hosts_of_all(&core.db(), srs);
+    if able.contains(&here) {
         return None;
     }
-    let Some(node) = others.first().and_then(|host| core.host_of(host).ok()) else {
-        return Some(response::internal_error(&Failure::new("SR_HAS_NO_PBDS", [sr]).text()));
+    let Some(node) = able.first().and_then(|host| core.host_of(host).ok()) else {
+        return Some(Err(Failure::bare("NO_HOSTS_AVAILABLE")));
     };
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let query: Vec<String> =
         request.query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     let url = format!("{}{}?{}", core.url_of(node), request.path, query.join("&"));
-    Some(response::transfer("HTTP/1.1 302 Found", &[format!("Location: {url}")]))
+    Some(Ok(response::transfer("HTTP/1.1 302 Found", &[format!("Location: {url}")])))
 }
 
 /// The task of a transfer: the client's, or one of its own that goes with it.

@@ -33,9 +33,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         Some(FaultEffect::Delay(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
-    let Some(_access) = super::auth::check(core, host, request) else {
-        send(link, &response::unauthorised(&format!("get_{name}"))).await;
-        return;
+    let _access = match super::auth::check(core, host, request, &format!("get_{name}")) {
+        Ok(access) => access,
+        Err(page) => {
+            send(link, &page).await;
+            return;
+        }
     };
     let task = TransferTask::new(core, host, request, if metadata { "VM.export_metadata" } else { "VM.export" });
     let prepared = prepare(core, request, metadata, &task).await;
@@ -50,12 +53,18 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     let disks = if metadata { Vec::new() } else { disks(core, &vms) };
-    for vdi in &disks {
-        let sr = core.db().text("VDI", vdi, "SR");
-        if let Some(page) = redirection(core, host, request, &sr) {
-            send(link, &page).await;
-            return;
-        }
+    let srs: Vec<String> = {
+        let db = core.db();
+        disks.iter().map(|vdi| db.text("VDI", vdi, "SR")).collect()
+    };
+    if let Some(redirection) = redirection(core, host, request, &srs) {
+        // Where it leads to a host that sees everything, the task is that one's affair.
+        let page = redirection.unwrap_or_else(|failure| {
+            task.fail(&failure);
+            response::internal_error(&failure.text())
+        });
+        send(link, &page).await;
+        return;
     }
     let snapshots = metadata && request.param("export_snapshots") != Some("false");
     let (selection, records) = {

@@ -39,13 +39,17 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         Some(FaultEffect::Delay(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
-    let Some(_access) = super::auth::check(core, host, request) else {
-        send(link, &response::unauthorised(&format!("put_{name}"))).await;
-        return;
+    let _access = match super::auth::check(core, host, request, &format!("put_{name}")) {
+        Ok(access) => access,
+        Err(page) => {
+            send(link, &page).await;
+            return;
+        }
     };
     let task = TransferTask::new(core, host, request, if metadata { "VM.metadata_import" } else { "VM.import" });
     let flag = |name: &str| request.param(name) == Some("true");
-    let mut wishes = Wishes { restore: flag("restore"), force: flag("force"), sr: None };
+    let mut wishes =
+        Wishes { restore: flag("restore"), force: flag("force"), dry_run: metadata && flag("dry_run"), sr: None };
     if !metadata {
         match sr_of(core, request) {
             Ok(sr) => wishes.sr = Some(sr),
@@ -56,7 +60,12 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
             }
         }
     }
-    if let Some(page) = wishes.sr.as_ref().and_then(|sr| redirection(core, host, request, sr)) {
+    let sr = wishes.sr.as_ref().map(std::slice::from_ref);
+    if let Some(redirection) = sr.and_then(|sr| redirection(core, host, request, sr)) {
+        let page = redirection.unwrap_or_else(|failure| {
+            task.fail(&failure);
+            response::internal_error(&failure.text())
+        });
         send(link, &page).await;
         return;
     }
@@ -75,7 +84,7 @@ pub(super) async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         (Ok(vms), _) => task.succeed(Some(&Value::texts(vms))),
         (Err(failure), _) => {
             let begun = made.is_some();
-            if let Some(made) = made {
+            if let Some(made) = made.filter(|_| !wishes.force) {
                 xva::remove(core, &made);
             }
             task.fail(&failure);

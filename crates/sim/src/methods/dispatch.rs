@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::{
-    Call, event, generic, host, host_life, message, network, pool, session, sr, task, vbd, vdi, vdi_cbt, vdi_copy, vif,
-    vm, vm_power, vm_revert, vm_set,
+    Call, event, generic, host, host_life, message, network, pool, rbac, session, sr, task, vbd, vdi, vdi_cbt,
+    vdi_copy, vif, vm, vm_migrate, vm_power, vm_revert, vm_set, vm_suspend, vtpm, vusb,
 };
 use crate::FaultEffect;
 use crate::core::Core;
@@ -69,6 +69,9 @@ pub(crate) async fn dispatch(core: &Arc<Core>, host: usize, method: &str, params
         Some(FaultEffect::TextAfter(text)) => Some(Ok(Value::from(text.as_str()))),
         _ => None,
     };
+    if core.host_at(host).is_ok_and(crate::core::HostNode::is_booting) {
+        return Reply::Answer(Err(Failure::bare("HOST_STILL_BOOTING")));
+    }
     if host != core.coordinator() && !OWN_METHODS.contains(&name) {
         core.await_coordinator().await;
     }
@@ -132,13 +135,19 @@ async fn checked(
         if let Some(failure) = fault {
             return Err(failure);
         }
-        let value = run(call(params?, task)).await?;
+        let params = params?;
+        rbac::check_call(core, &session, name, &params)?;
+        let value = run(call(params, task)).await?;
         return late.unwrap_or(Ok(value));
     }
     let params = params?;
     let task = task::new_task(core, host, &format!("Async.{name}"), "");
+    task::own(core, &task, &session);
+    // A refusal is the task's failure, not the call's.
+    let allowed = rbac::check_call(core, &session, name, &params);
     let call = call(params, task.clone());
     task::in_background(core, &task, async move {
+        allowed?;
         if let Some(failure) = fault {
             return Err(failure);
         }
@@ -213,6 +222,7 @@ const SPECIAL: &[&str] = &[
     "message.get",
     "message.get_since",
     "pool.set_default_SR",
+    "host.migrate_receive",
     "host.get_servertime",
     "host.get_server_localtime",
     "host.get_server_certificate",
@@ -236,7 +246,12 @@ const SPECIAL: &[&str] = &[
     "VM.clean_reboot",
     "VM.hard_reboot",
     "VM.pool_migrate",
+    "VM.migrate_send",
+    "VM.assert_can_migrate",
     "VM.power_state_reset",
+    "VM.suspend",
+    "VM.resume",
+    "VM.resume_on",
     "VM.pause",
     "VM.unpause",
     "VM.set_is_a_template",
@@ -280,6 +295,7 @@ const SPECIAL: &[&str] = &[
     "VDI.snapshot",
     "VDI.clone",
     "VDI.copy",
+    "VDI.pool_migrate",
     "VDI.resize",
     "VDI.resize_online",
     "VDI.enable_cbt",
@@ -304,6 +320,8 @@ const SPECIAL: &[&str] = &[
     "VBD.eject",
     "VBD.set_mode",
     "VBD.assert_attachable",
+    "VTPM.create",
+    "VTPM.destroy",
     "VIF.create",
     "VIF.destroy",
     "VIF.plug",
@@ -321,12 +339,18 @@ const SPECIAL: &[&str] = &[
     "VIF.remove_ipv6_allowed",
     "SR.scan",
     "SR.update",
+    "SR.forget",
     "SR.set_name_label",
     "SR.set_name_description",
     "SR.set_shared",
     "SR.get_supported_types",
+    "PBD.create",
+    "PBD.destroy",
     "PBD.plug",
     "PBD.unplug",
+    "VUSB.create",
+    "VUSB.destroy",
+    "VUSB.unplug",
 ];
 
 /// Does a checked call.
@@ -344,19 +368,28 @@ pub(crate) fn run(call: Call) -> BoxFuture<'static, Outcome> {
             "host" => host::call(&call, simple),
             "network" => network::call(&call, simple),
             "SR" | "PBD" => sr::call(&call, class, simple).await,
+            "VTPM" => vtpm::call(&call, simple),
             "VIF" => vif::call(&call, simple).await,
+            "VUSB" => vusb::call(&call, simple),
             "VBD" => vbd::call(&call, simple).await,
             "VDI" => match simple {
                 "enable_cbt" | "disable_cbt" | "data_destroy" | "list_changed_blocks" | "get_nbd_info" => {
                     vdi_cbt::call(&call, simple).await
                 }
                 "copy" => Some(vdi_copy::copy(&call).await),
+                "pool_migrate" => Some(vm_migrate::pool_migrate(&call).await),
                 _ => vdi::call(&call, simple).await,
             },
             "VM" => match vm_set::call(&call, simple) {
                 Some(outcome) => Some(outcome),
                 None => match vm_power::call(&call, simple).await {
                     Some(outcome) => Some(outcome),
+                    None if matches!(simple, "suspend" | "resume" | "resume_on" | "checkpoint") => {
+                        vm_suspend::call(&call, simple).await
+                    }
+                    None if matches!(simple, "migrate_send" | "assert_can_migrate") => {
+                        vm_migrate::call(&call, simple).await
+                    }
                     None if simple == "revert" => Some(vm_revert::revert(&call).await),
                     None => vm::call(&call, simple).await,
                 },

@@ -31,7 +31,6 @@ const OTHER_CLASSES: &[&str] = &[
     "crashdump",
     "blob",
     "auth",
-    "vusb",
     "vm_group",
     "vm_appliance",
     "vmss",

@@ -40,7 +40,7 @@ fn computed(core: &Core, db: &Database, class: &str, reference: &str, name: &str
                 _ => vec!["attach"],
             }))
         }
-        ("SR", "allowed_operations") => Some(Value::texts(super::sr::allowed(db, reference))),
+        ("SR", "allowed_operations") => Some(Value::texts(super::sr_checks::allowed(db, reference))),
         ("host", "allowed_operations") => {
             Some(Value::texts(["vm_migrate", "provision", "vm_resume", "enable", "evacuate", "vm_start"]))
         }

@@ -143,11 +143,13 @@ pub(crate) fn boot_host(core: &Core, index: usize) -> Outcome<()> {
         db.set("host_metrics", &metrics, "live", true);
     }
     end_toolstack_work(core, index);
+    core.set_booting(node, false);
     core.set_running(node, true, true);
     Ok(())
 }
 
-fn end_sessions(core: &Core) {
+/// Ends all sessions.
+pub(crate) fn end_sessions(core: &Core) {
     let mut db = core.db();
     for session in db.refs("session") {
         db.destroy("session", &session);
@@ -197,14 +199,56 @@ pub(crate) fn toolstack_started(core: &Core, index: usize) -> Outcome<()> {
 /// Another host becomes the coordinator: every toolstack restarts. When the old one is down the new one counts from
 /// its own copy of the database, which is some changes behind.
 pub(crate) fn move_coordinator(core: &Core, index: usize) -> Outcome<()> {
+    if is_to_take_over(core, index)? {
+        hand_over(core, index, !core.has_coordinator())?;
+    }
+    Ok(())
+}
+
+/// The same, but the new coordinator and the members do not serve yet. Gives those hosts, for [`end_fail_over`].
+pub(crate) fn begin_fail_over(core: &Core, index: usize) -> Outcome<Vec<usize>> {
+    if !is_to_take_over(core, index)? {
+        return Ok(Vec::new());
+    }
+    let (old, failed) = (core.coordinator(), !core.has_coordinator());
+    let running = core.hosts.iter().enumerate().filter(|(host, node)| *host != old && node.is_up());
+    let starting: Vec<usize> = running.map(|(host, _)| host).collect();
+    for host in &starting {
+        core.set_booting(core.host_at(*host)?, true);
+    }
+    hand_over(core, index, failed)?;
+    Ok(starting)
+}
+
+/// The hosts of a fail-over serve, the coordinator first; each with a new start time.
+pub(crate) fn end_fail_over(core: &Core, starting: &[usize]) -> Outcome<()> {
+    let coordinator = core.coordinator();
+    let members = starting.iter().copied().filter(|host| *host != coordinator);
+    for host in starting.contains(&coordinator).then_some(coordinator).into_iter().chain(members) {
+        let node = core.host_at(host)?;
+        let mut db = core.db();
+        let start = later(&db, &node.reference, "agent_start_time");
+        db.put("host", &node.reference, "other_config", "agent_start_time", start.as_str());
+        drop(db);
+        core.set_booting(node, false);
+    }
+    Ok(())
+}
+
+/// Whether a host can become the coordinator and is not.
+fn is_to_take_over(core: &Core, index: usize) -> Outcome<bool> {
     let node = core.host_at(index)?;
     if !node.is_up() {
         return Err(Failure::new("HOST_OFFLINE", [node.reference.as_str()]));
     }
-    if core.coordinator() == index {
-        return Ok(());
+    if core.hosts.iter().any(crate::core::HostNode::is_booting) {
+        return Err(Failure::bare("HOST_STILL_BOOTING"));
     }
-    let failed = !core.has_coordinator();
+    Ok(core.coordinator() != index)
+}
+
+fn hand_over(core: &Core, index: usize, failed: bool) -> Outcome<()> {
+    let master = &core.host_at(index)?.reference;
     for node in &core.hosts {
         node.end_life();
     }
@@ -215,7 +259,7 @@ pub(crate) fn move_coordinator(core: &Core, index: usize) -> Outcome<()> {
             db.fall_behind(CHANGES_LOST);
         }
         for pool in db.refs("pool") {
-            db.set("pool", &pool, "master", Value::Text(node.reference.clone()));
+            db.set("pool", &pool, "master", Value::Text(master.clone()));
         }
     }
     core.set_coordinator(index);

@@ -5,10 +5,13 @@ use std::sync::{Arc, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::Call;
+use super::{Call, rbac};
 use crate::core::Core;
 use crate::model::{Value, now};
 use crate::rpc::{Failure, Outcome, xml_fragment};
+
+/// How many owners of tasks are kept before those of tasks that are gone are looked for.
+const OWNERS_KEPT: usize = 4096;
 
 /// Makes a pending task.
 pub(crate) fn new_task(core: &Core, host: usize, label: &str, description: &str) -> String {
@@ -23,6 +26,31 @@ pub(crate) fn new_task(core: &Core, host: usize, label: &str, description: &str)
             ("resident_on", resident.into()),
         ],
     )
+}
+
+/// Notes whose a task is.
+pub(super) fn own(core: &Core, task: &str, session: &str) {
+    let mut owners = core.task_owners.lock().unwrap_or_else(PoisonError::into_inner);
+    if owners.len() >= OWNERS_KEPT {
+        let db = core.db();
+        owners.retain(|task, _| db.exists("task", task));
+    }
+    owners.insert(task.to_owned(), session.to_owned());
+}
+
+/// `RBAC_PERMISSION_DENIED` for the task of another account, unless the role allows it. A task whose session has ended
+/// is nobody's, not even that account's.
+fn check_owner(call: &Call, task: &str) -> Outcome<()> {
+    let core = &call.core;
+    let owners = core.task_owners.lock().unwrap_or_else(PoisonError::into_inner);
+    let owner = owners.get(task).cloned().unwrap_or_default();
+    drop(owners);
+    let same = {
+        let db = core.db();
+        let sid = |session: &str| db.text("session", session, "auth_user_sid");
+        db.exists("session", &owner) && sid(&owner) == sid(&call.session)
+    };
+    if same { Ok(()) } else { rbac::check(core, &call.session, "task.destroy/any") }
 }
 
 /// Ends a task with success. The result is an XML fragment whatever the client speaks.
@@ -98,14 +126,16 @@ pub(super) fn in_background(core: &Arc<Core>, task: &str, work: impl Future<Outp
 pub(super) fn call(call: &Call, simple: &str) -> Option<Outcome> {
     let core = &call.core;
     if simple == "create" {
-        return Some(Ok(new_task(core, call.host, call.text(0), call.text(1)).into()));
+        let task = new_task(core, call.host, call.text(0), call.text(1));
+        own(core, &task, &call.session);
+        return Some(Ok(task.into()));
     }
     let task = call.text(0);
     if !matches!(simple, "destroy" | "cancel" | "set_status" | "set_progress" | "set_result" | "set_error_info") {
         return None;
     }
     let known = core.db().check("task", task);
-    if let Err(failure) = known {
+    if let Err(failure) = known.and_then(|()| check_owner(call, task)) {
         return Some(Err(failure));
     }
     match simple {

@@ -24,8 +24,7 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
         "eject" => {
             let mut db = core.db();
             vbd_plug::check(&db, vbd, "eject", true).map(|()| {
-                db.set("VBD", vbd, "VDI", NULL);
-                db.set("VBD", vbd, "empty", true);
+                eject(&mut db, vbd);
                 Value::void()
             })
         }
@@ -33,6 +32,12 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
         "assert_attachable" => vbd_plug::check(&core.db(), vbd, "attach", true).map(void),
         _ => return None,
     })
+}
+
+/// Takes the disc out.
+pub(super) fn eject(db: &mut Database, vbd: &str) {
+    db.set("VBD", vbd, "VDI", NULL);
+    db.set("VBD", vbd, "empty", true);
 }
 
 fn create(call: &Call) -> Outcome {

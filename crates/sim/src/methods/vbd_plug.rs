@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Operation;
+use super::{Operation, sr};
 use crate::core::Core;
 use crate::model::{Database, NULL, Value, new_ref};
 use crate::rpc::{Failure, Outcome};
@@ -17,7 +17,14 @@ pub(super) fn allowed(db: &Database, vbd: &str) -> Vec<&'static str> {
 /// The first reason why an operation on a device is not possible now.
 pub(super) fn check(db: &Database, vbd: &str, operation: &str, sharing: bool) -> Outcome<()> {
     db.check("VBD", vbd)?;
-    if let Some((task, name)) = db.get("VBD", vbd, "current_operations")?.as_map().first() {
+    let pausing = |name: &str| matches!(name, "pause" | "unpause");
+    let mut current = db.get("VBD", vbd, "current_operations")?.as_map().iter();
+    // A pause and its end go together; and a restart unpauses what it attaches.
+    let clash = current.find(|(_, name)| {
+        let beside = pausing(name.as_str()) || (operation == "unpause" && name.as_str() == "attach");
+        !(pausing(operation) && beside)
+    });
+    if let Some((task, name)) = clash {
         return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VBD", vbd, name.as_str(), task]));
     }
     let plugging = matches!(operation, "plug" | "unplug" | "unplug_force");
@@ -43,7 +50,12 @@ pub(super) fn check(db: &Database, vbd: &str, operation: &str, sharing: bool) ->
         ("Running", false) if matches!(operation, "unplug" | "unplug_force") => {
             return Err(Failure::new("DEVICE_ALREADY_DETACHED", [vbd]));
         }
+        ("Running", _) if cd && plugging => {
+            let text = "HVM CDROMs cannot be hotplugged/unplugged, only inserted or ejected";
+            return Err(Failure::not_allowed(text));
+        }
         ("Running", _) => {}
+        ("Paused", _) if pausing(operation) => {}
         _ if plugging || matches!(operation, "pause" | "unpause") => {
             return Err(Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), "running", &state.to_lowercase()]));
         }
@@ -56,8 +68,15 @@ pub(super) fn check(db: &Database, vbd: &str, operation: &str, sharing: bool) ->
             return Err(Failure::not_allowed(text));
         }
     }
+    if cd && state == "Suspended" && matches!(operation, "insert" | "eject") {
+        return Err(Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), "halted, running", "suspended"]));
+    }
     if empty {
         return Ok(());
+    }
+    let vdi = db.text("VBD", vbd, "VDI");
+    if db.exists("VDI", &vdi) && !db.flag("VDI", &vdi, "managed") {
+        return Err(Failure::new("VDI_NOT_MANAGED", [vbd]));
     }
     check_disk(db, vbd, operation, sharing && !plugged)
 }
@@ -86,7 +105,9 @@ fn check_disk(db: &Database, vbd: &str, operation: &str, sharing: bool) -> Outco
         .into_iter()
         .filter(|other| {
             let suspended = db.text("VM", &db.text("VBD", other, "VM"), "power_state") == "Suspended";
-            other != vbd && !of_system(other) && !suspended && db.flag("VBD", other, "currently_attached")
+            let active = db.flag("VBD", other, "currently_attached")
+                || db.get("VBD", other, "current_operations").is_ok_and(|map| !map.as_map().is_empty());
+            other != vbd && !of_system(other) && !suspended && active
         })
         .collect();
     let written = others.iter().any(|other| db.text("VBD", other, "mode") == "RW");
@@ -149,10 +170,21 @@ fn device_name(db: &Database, vbd: &str) -> String {
     }
 }
 
+/// `SR_NOT_ATTACHED` if the host that runs a device's VM does not see its disk.
+fn check_sees(db: &Database, vbd: &str) -> Outcome<()> {
+    if db.flag("VBD", vbd, "empty") {
+        return Ok(());
+    }
+    let host = db.text("VM", &db.text("VBD", vbd, "VM"), "resident_on");
+    let sr = db.text("VDI", &db.text("VBD", vbd, "VDI"), "SR");
+    if sr::hosts(db, &sr).contains(&host) { Ok(()) } else { Err(Failure::new("SR_NOT_ATTACHED", [sr])) }
+}
+
 /// `VBD.plug`, with the time that it takes.
 pub(super) async fn plug(core: &Arc<Core>, task: &str, vbd: &str) -> Outcome<()> {
     let check = |db: &Database| check(db, vbd, "plug", true);
     let operation = Operation::begin_as(core, task, &[("VBD", vbd, "plug")], check).await?;
+    check_sees(&core.db(), vbd)?;
     if !core.options.attach_delay.is_zero() {
         tokio::time::sleep(core.options.attach_delay).await;
     }

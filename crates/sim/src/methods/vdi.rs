@@ -1,6 +1,6 @@
 //! Disks: making, snapshots, clones, sizes, names, and their end.
 
-use super::{Call, Operation, sr, vdi_checks};
+use super::{Call, Operation, sr, sr_checks, vdi_checks};
 use crate::core::{Core, parse_uuid};
 use crate::model::{Database, NULL, Value, now, read_record};
 use crate::rpc::{Failure, Outcome};
@@ -8,11 +8,12 @@ use crate::storage::{SrKind, VdiInfo};
 
 pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
     Some(match simple {
-        "create" => create(call),
+        "create" => create(call).await,
         "destroy" => destroy(call).await,
         "snapshot" => copy_on_write(call, true).await,
         "clone" => copy_on_write(call, false).await,
-        "resize" | "resize_online" => resize(call, simple).await,
+        "resize" => resize(call, "resize").await,
+        "resize_online" => resize(call, "resize_online").await,
         "set_name_label" | "set_name_description" | "set_sharable" | "set_read_only" | "set_allow_caching" => {
             let mut db = call.core.db();
             db.check("VDI", call.text(0)).map(|()| {
@@ -20,13 +21,7 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
                 Value::void()
             })
         }
-        "set_on_boot" => {
-            let mut db = call.core.db();
-            vdi_checks::check(&db, call.text(0), "set_on_boot").map(|()| {
-                db.set("VDI", call.text(0), "on_boot", call.value(1));
-                Value::void()
-            })
-        }
+        "set_on_boot" => set_on_boot(call).await,
         "forget" => {
             let mut db = call.core.db();
             vdi_checks::check(&db, call.text(0), "forget").map(|()| {
@@ -42,7 +37,42 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
     })
 }
 
-fn create(call: &Call) -> Outcome {
+/// Marks a disk and its SR, which does one thing at a time, and takes the storage manager's time.
+pub(super) async fn begin_on_sr(call: &Call, operation: &'static str, of_sr: &'static str) -> Outcome<Operation> {
+    let vdi = call.text(0);
+    begin_on_sr_of(call, vdi, operation, of_sr).await
+}
+
+/// The same for any disk.
+pub(super) async fn begin_on_sr_of(
+    call: &Call,
+    vdi: &str,
+    operation: &'static str,
+    of_sr: &'static str,
+) -> Outcome<Operation> {
+    let sr = {
+        let db = call.core.db();
+        db.check("VDI", vdi)?;
+        db.text("VDI", vdi, "SR")
+    };
+    let check = |db: &Database| {
+        sr_checks::check(db, &sr, of_sr)?;
+        vdi_checks::check(db, vdi, operation)?;
+        sr::check_attached(db, &sr)
+    };
+    let mark = Operation::begin(call, &[("SR", sr.as_str(), of_sr), ("VDI", vdi, operation)], check).await?;
+    sr::take_time(call).await;
+    Ok(mark)
+}
+
+async fn set_on_boot(call: &Call) -> Outcome {
+    let vdi = call.text(0);
+    let _operation = begin_on_sr(call, "set_on_boot", "vdi_set_on_boot").await?;
+    call.core.db().set("VDI", vdi, "on_boot", call.value(1));
+    Ok(Value::void())
+}
+
+async fn create(call: &Call) -> Outcome {
     let core = &call.core;
     let fields = read_record("VDI", &call.value(0))?;
     let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
@@ -54,6 +84,10 @@ fn create(call: &Call) -> Outcome {
     let size = u64::try_from(size).map_err(|_| {
         Failure::new("SR_BACKEND_FAILURE_79", ["", "VDI Invalid size [opterr=VDI size must be positive]", ""])
     })?;
+    core.db().check("SR", &sr)?;
+    let check = |db: &Database| sr_checks::check(db, &sr, "vdi_create");
+    let _operation = Operation::begin(call, &[("SR", sr.as_str(), "vdi_create")], check).await?;
+    sr::take_time(call).await;
     let keep = fields.into_iter().filter(|(name, _)| !matches!(name.as_str(), "SR" | "virtual_size" | "uuid"));
     create_disk(core, &sr, size, keep.collect()).map(Value::Text)
 }
@@ -84,7 +118,8 @@ pub(crate) fn create_disk(core: &Core, sr: &str, size: u64, fields: Vec<(String,
 /// Makes the record of a disk that the storage has.
 pub(crate) fn introduce(db: &mut Database, sr: &str, info: &VdiInfo) -> String {
     let uuid = info.vdi.to_string();
-    let parent = info.parent.map(|parent| ("vhd-parent".to_owned(), parent.to_string()));
+    let parent = info.parent.filter(|_| info.kind.is_vhd());
+    let parent = parent.map(|parent| ("vhd-parent".to_owned(), parent.to_string()));
     // The storage manager says so of every raw volume.
     let raw = (info.kind == SrKind::LvmRaw).then(|| ("type".to_owned(), "raw".to_owned()));
     db.create(
@@ -105,11 +140,7 @@ pub(crate) fn introduce(db: &mut Database, sr: &str, info: &VdiInfo) -> String {
 async fn destroy(call: &Call) -> Outcome {
     let core = &call.core;
     let vdi = call.text(0);
-    let check = |db: &Database| {
-        vdi_checks::check(db, vdi, "destroy")?;
-        sr::check_attached(db, &db.text("VDI", vdi, "SR"))
-    };
-    let operation = Operation::begin(call, &[("VDI", vdi, "destroy")], check).await?;
+    let operation = begin_on_sr(call, "destroy", "vdi_destroy").await?;
     core.storage.destroy(core.disk_id(vdi)?)?;
     drop(operation);
     let mut db = core.db();
@@ -129,14 +160,9 @@ async fn destroy(call: &Call) -> Outcome {
 }
 
 async fn copy_on_write(call: &Call, snapshot: bool) -> Outcome {
-    let vdi = call.text(0);
-    let name = if snapshot { "snapshot" } else { "clone" };
-    let check = |db: &Database| {
-        vdi_checks::check(db, vdi, name)?;
-        sr::check_attached(db, &db.text("VDI", vdi, "SR"))
-    };
-    let _operation = Operation::begin(call, &[("VDI", vdi, name)], check).await?;
-    take_copy(&call.core, vdi, snapshot).map(Value::Text)
+    let (name, of_sr) = if snapshot { ("snapshot", "vdi_snapshot") } else { ("clone", "vdi_clone") };
+    let _operation = begin_on_sr(call, name, of_sr).await?;
+    take_copy(&call.core, call.text(0), snapshot).map(Value::Text)
 }
 
 /// Makes a snapshot or a clone of a disk. What the client controls is copied, `other_config` among it.
@@ -180,20 +206,16 @@ pub(super) fn take_copy(core: &Core, vdi: &str, snapshot: bool) -> Outcome<Strin
 pub(super) fn refresh(core: &Core, db: &mut Database, vdi: &str) {
     let Some(info) = db.text("VDI", vdi, "uuid").parse().ok().and_then(|id| core.storage.vdi(id).ok()) else { return };
     db.set("VDI", vdi, "cbt_enabled", info.cbt_enabled);
-    match info.parent {
+    match info.parent.filter(|_| info.kind.is_vhd()) {
         Some(parent) => db.put("VDI", vdi, "sm_config", "vhd-parent", parent.to_string()),
         None => db.take("VDI", vdi, "sm_config", "vhd-parent"),
     }
 }
 
-async fn resize(call: &Call, name: &str) -> Outcome {
+async fn resize(call: &Call, name: &'static str) -> Outcome {
     let core = &call.core;
     let vdi = call.text(0);
-    let check = |db: &Database| {
-        vdi_checks::check(db, vdi, name)?;
-        sr::check_attached(db, &db.text("VDI", vdi, "SR"))
-    };
-    let _operation = Operation::begin(call, &[("VDI", vdi, name)], check).await?;
+    let _operation = begin_on_sr(call, name, "vdi_resize").await?;
     let size = u64::try_from(call.int(1)).unwrap_or_default();
     let (size, message) = core.storage.resize(core.disk_id(vdi)?, size)?;
     core.db().set("VDI", vdi, "virtual_size", size);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Call, Operation, nbd_info, sr, vdi, vdi_checks};
+use super::{Call, nbd_info, vdi};
 use crate::model::{Database, Value};
 use crate::rpc::{Failure, Outcome};
 
@@ -34,12 +34,8 @@ fn check_licence(db: &Database) -> Outcome<()> {
 async fn switch(call: &Call, on: bool) -> Outcome {
     let core = &call.core;
     let vdi = call.text(0);
-    let name = if on { "enable_cbt" } else { "disable_cbt" };
-    let _operation = Operation::begin(call, &[("VDI", vdi, name)], |db| {
-        vdi_checks::check(db, vdi, name)?;
-        sr::check_attached(db, &db.text("VDI", vdi, "SR"))
-    })
-    .await?;
+    let (name, of_sr) = if on { ("enable_cbt", "vdi_enable_cbt") } else { ("disable_cbt", "vdi_disable_cbt") };
+    let _operation = vdi::begin_on_sr(call, name, of_sr).await?;
     if on {
         check_licence(&core.db())?;
     }
@@ -59,12 +55,9 @@ async fn switch(call: &Call, on: bool) -> Outcome {
 async fn list_changed_blocks(call: &Call) -> Outcome {
     let core = &call.core;
     let (from, to) = (call.text(0), call.text(1));
-    let _operation = Operation::begin(call, &[("VDI", to, "list_changed_blocks")], |db| {
-        db.check("VDI", from)?;
-        vdi_checks::check(db, to, "list_changed_blocks")?;
-        sr::check_attached(db, &db.text("VDI", to, "SR"))
-    })
-    .await?;
+    core.db().check("VDI", from)?;
+    let name = "list_changed_blocks";
+    let _operation = vdi::begin_on_sr_of(call, to, name, "vdi_list_changed_blocks").await?;
     let bitmap = core.storage.list_changed_blocks(core.disk_id(from)?, core.disk_id(to)?)?;
     Ok(STANDARD.encode(bitmap).into())
 }
@@ -72,11 +65,7 @@ async fn list_changed_blocks(call: &Call) -> Outcome {
 async fn data_destroy(call: &Call) -> Outcome {
     let core = &call.core;
     let vdi = call.text(0);
-    let operation = Operation::begin(call, &[("VDI", vdi, "data_destroy")], |db| {
-        vdi_checks::check(db, vdi, "data_destroy")?;
-        sr::check_attached(db, &db.text("VDI", vdi, "SR"))
-    })
-    .await?;
+    let operation = vdi::begin_on_sr(call, "data_destroy", "vdi_data_destroy").await?;
     let kind = core.db().text("VDI", vdi, "type");
     if kind == "cbt_metadata" {
         return Ok(Value::void());

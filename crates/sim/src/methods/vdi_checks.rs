@@ -5,7 +5,8 @@ use crate::model::{Database, Value};
 use crate::rpc::{Failure, Outcome};
 
 /// Operations that `VDI.allowed_operations` lists.
-const LISTED: &[&str] = &["copy", "generate_config", "clone", "forget", "resize", "snapshot", "destroy", "update"];
+const LISTED: &[&str] =
+    &["copy", "generate_config", "clone", "forget", "resize", "resize_online", "snapshot", "destroy", "update"];
 
 /// How an error names the type.
 const METADATA: &str = "CBT metadata";
@@ -41,7 +42,9 @@ pub(crate) fn check(db: &Database, vdi: &str, operation: &str) -> Outcome<()> {
         .map(|(task, name)| (task.clone(), name.as_str().to_owned()))
         .collect();
     let in_progress = |name: &str, task: &str| Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VDI", vdi, name, task]);
-    if let Some((task, name)) = current.iter().find(|(_, name)| name != "copy") {
+    // A migration destroys the disk that it has mirrored.
+    let mirrored = operation == "destroy" && current.iter().any(|(_, name)| name == "mirror");
+    if let Some((task, name)) = current.iter().find(|(_, name)| name != "copy").filter(|_| !mirrored) {
         return Err(in_progress(name, task));
     }
     if operation == "resize" && sr::hosts(db, &sr).is_empty() {
@@ -108,6 +111,7 @@ fn last_rules(db: &Database, vdi: &str, operation: &str, kind: &str, copying: bo
     let snapshot = db.flag("VDI", vdi, "is_a_snapshot");
     let reset = db.text("VDI", vdi, "on_boot") == "reset";
     match operation {
+        "forget" if kind == "rrd" => Err(Failure::new("VDI_HAS_RRDS", [vdi])),
         "destroy" | "data_destroy" => {
             if operation == "data_destroy" {
                 if !snapshot {
@@ -117,10 +121,23 @@ fn last_rules(db: &Database, vdi: &str, operation: &str, kind: &str, copying: bo
                     return Err(Failure::new("VDI_NO_CBT_METADATA", [vdi]));
                 }
             }
-            Ok(())
+            let sr = db.text("VDI", vdi, "SR");
+            if db.text("SR", &sr, "type") == "udev" {
+                Err(Failure::new("VDI_IS_A_PHYSICAL_DEVICE", [vdi]))
+            } else if db.flag("SR", &sr, "is_tools_sr") {
+                Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr]))
+            } else if kind == "rrd" {
+                Err(Failure::new("VDI_HAS_RRDS", [vdi]))
+            } else {
+                Ok(())
+            }
         }
         "snapshot" if db.flag("VDI", vdi, "sharable") => Err(Failure::new("VDI_IS_SHARABLE", [vdi])),
         "snapshot" | "copy" if reset => Err(Failure::bare("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION")),
+        "copy" if matches!(kind, "ha_statefile" | "redo_log") => {
+            let text = "VDI containing HA statefile or redo log cannot be copied (check the VDI's allowed operations).";
+            Err(Failure::not_allowed(text))
+        }
         "snapshot" if copying => Err(Failure::not_allowed("Snapshot operation not allowed during copy.")),
         "enable_cbt" | "disable_cbt" => {
             if snapshot {
@@ -143,4 +160,52 @@ pub(super) fn check_has_data(db: &Database, vdi: &str) -> Outcome<()> {
         return Err(Failure::new("VDI_INCOMPATIBLE_TYPE", [vdi, METADATA]));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(fields: Vec<(&str, Value)>) -> (Database, String) {
+        let mut db = Database::default();
+        let features = ["VDI_DELETE", "VDI_MIRROR", "VDI_SNAPSHOT", "VDI_CONFIG_CBT"];
+        let features = Value::Map(features.iter().map(|name| ((*name).to_owned(), Value::Int(1))).collect());
+        db.create("SM", vec![("type", "ext".into()), ("features", features)]);
+        let sr = db.create("SR", vec![("type", "ext".into())]);
+        let mut all = vec![("SR", sr.into())];
+        all.extend(fields);
+        let vdi = db.create("VDI", all);
+        (db, vdi)
+    }
+
+    fn code(db: &Database, vdi: &str, operation: &str) -> String {
+        check(db, vdi, operation).map_or_else(|failure| failure.code, |()| "possible".to_owned())
+    }
+
+    #[test]
+    fn a_mirrored_disk_can_be_destroyed_by_its_migration_and_nothing_else_be_done_to_it() {
+        let (mut db, vdi) = disk(Vec::new());
+        db.put("VDI", &vdi, "current_operations", "OpaqueRef:task", "mirror");
+        assert_eq!(code(&db, &vdi, "destroy"), "possible");
+        for operation in ["snapshot", "copy", "enable_cbt", "mirror", "data_destroy"] {
+            assert_eq!(code(&db, &vdi, operation), "OTHER_OPERATION_IN_PROGRESS", "{operation}");
+        }
+        db.set("VDI", &vdi, "current_operations", Value::map([("OpaqueRef:task", "copy")]));
+        assert_eq!(code(&db, &vdi, "snapshot"), "OPERATION_NOT_ALLOWED");
+        assert_eq!(code(&db, &vdi, "enable_cbt"), "possible");
+    }
+
+    #[test]
+    fn disks_of_the_pool_itself_are_not_for_clients() {
+        let (db, vdi) = disk(vec![("type", "rrd".into())]);
+        assert_eq!(code(&db, &vdi, "destroy"), "VDI_HAS_RRDS");
+        assert_eq!(code(&db, &vdi, "forget"), "VDI_HAS_RRDS");
+        assert_eq!(code(&db, &vdi, "enable_cbt"), "VDI_INCOMPATIBLE_TYPE");
+        let (db, vdi) = disk(vec![("type", "redo_log".into())]);
+        assert_eq!(code(&db, &vdi, "copy"), "OPERATION_NOT_ALLOWED");
+        let (mut db, vdi) = disk(Vec::new());
+        let sr = db.text("VDI", &vdi, "SR");
+        db.set("SR", &sr, "is_tools_sr", true);
+        assert_eq!(code(&db, &vdi, "destroy"), "SR_OPERATION_NOT_SUPPORTED");
+    }
 }

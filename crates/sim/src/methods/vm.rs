@@ -16,10 +16,6 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
             let sr = Some(call.text(2).to_owned()).filter(|sr| core.db().exists("SR", sr));
             copy(call, Way::Copy(sr), "copy").await
         }
-        "checkpoint" => {
-            let allowed = vm_checks::check(&core.db(), call.text(0), "checkpoint");
-            allowed.and(Err(Failure::new("NOT_IMPLEMENTED", ["VM.checkpoint"])))
-        }
         "snapshot_with_quiesce" => Err(Failure::bare("MESSAGE_REMOVED")),
         "provision" => {
             let mut db = core.db();
@@ -69,7 +65,15 @@ async fn copy(call: &Call, way: Way, name: &str) -> Outcome {
     let vm = call.text(0);
     let _operation =
         Operation::begin(call, &[("VM", vm, name)], |db: &Database| vm_checks::check(db, vm, name)).await?;
-    copy_vm(call, vm, call.text(1), &way, &call.strings(2)).await.map(Value::Text)
+    let copy = copy_vm(call, vm, call.text(1), &way, &call.strings(2)).await?;
+    let of_checkpoint = {
+        let db = call.core.db();
+        db.flag("VM", vm, "is_a_snapshot") && db.text("VM", &copy, "power_state") != "Halted"
+    };
+    if of_checkpoint {
+        super::vm_power::hard_shutdown(&call.core, &copy);
+    }
+    Ok(copy.into())
 }
 
 /// Fields that belong to the server whatever the record says.
@@ -130,6 +134,10 @@ async fn destroy(call: &Call) -> Outcome {
     let check = |db: &Database| vm_checks::check(db, vm, "destroy");
     let operation = Operation::begin(call, &[("VM", vm, "destroy")], check).await?;
     drop(operation);
+    let vtpms = core.db().set_of("VM", vm, "VTPMs");
+    for vtpm in vtpms {
+        super::vtpm::destroy(core, &vtpm);
+    }
     let mut db = core.db();
     let parent = db.text("VM", vm, "parent");
     for child in db.set_of("VM", vm, "children") {
@@ -141,8 +149,8 @@ async fn destroy(call: &Call) -> Outcome {
     for vif in db.set_of("VM", vm, "VIFs") {
         db.destroy("VIF", &vif);
     }
-    for vtpm in db.set_of("VM", vm, "VTPMs") {
-        db.destroy("VTPM", &vtpm);
+    for vusb in db.set_of("VM", vm, "VUSBs") {
+        db.destroy("VUSB", &vusb);
     }
     for (class, field) in [("VM_metrics", "metrics"), ("VM_guest_metrics", "guest_metrics")] {
         let reference = db.text("VM", vm, field);

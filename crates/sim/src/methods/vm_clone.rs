@@ -11,6 +11,10 @@ use crate::rpc::Outcome;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     Snapshot,
+    /// A snapshot with the memory; tells whether the VM was running when it began.
+    Checkpoint {
+        running: bool,
+    },
     Clone,
     /// A full copy, to another SR if one is named.
     Copy(Option<String>),
@@ -19,7 +23,7 @@ pub(super) enum Way {
 /// Makes the copy. On a failure the disks made so far go again.
 pub(super) async fn copy_vm(call: &Call, vm: &str, name: &str, way: &Way, ignore: &[String]) -> Outcome<String> {
     let core = &call.core;
-    let snapshot = *way == Way::Snapshot;
+    let snapshot = matches!(way, Way::Snapshot | Way::Checkpoint { .. });
     let vbds: Vec<String> = {
         let db = core.db();
         let vbds = db.set_of("VM", vm, "VBDs");
@@ -35,9 +39,32 @@ pub(super) async fn copy_vm(call: &Call, vm: &str, name: &str, way: &Way, ignore
             }
         }
     }
-    let outcome = finish(core, vm, name, snapshot, &made);
-    if outcome.is_err() {
-        undo(core, &made);
+    let image = core.db().text("VM", vm, "suspend_VDI");
+    let image = if *way == Way::Snapshot || image == NULL {
+        None
+    } else {
+        match copy_single(core, &image, way).await {
+            Ok(copy) => Some(copy),
+            Err(failure) => {
+                undo(core, &made);
+                return Err(failure);
+            }
+        }
+    };
+    let outcome = finish(core, vm, name, way, &made);
+    match &outcome {
+        Ok(copy) => {
+            super::vtpm::copy_all(core, vm, copy);
+            if let Some(image) = image {
+                core.db().set("VM", copy, "suspend_VDI", image);
+            }
+        }
+        Err(_) => {
+            if let Some(image) = image {
+                made.push((String::new(), image, true));
+            }
+            undo(core, &made);
+        }
     }
     outcome
 }
@@ -64,34 +91,51 @@ pub(super) async fn copy_disk(core: &Arc<Core>, vbd: &str, way: &Way) -> Outcome
     if kind == "CD" {
         return Ok((source, false));
     }
+    copy_single(core, &source, way).await.map(|disk| (disk, true))
+}
+
+/// The copy of one disk.
+pub(super) async fn copy_single(core: &Arc<Core>, source: &str, way: &Way) -> Outcome<String> {
     let operation = match way {
-        Way::Snapshot => "snapshot",
+        Way::Snapshot | Way::Checkpoint { .. } => "snapshot",
         Way::Clone => "clone",
         Way::Copy(_) => "copy",
     };
     // Another operation on the disk is waited for.
     let patience = std::time::Duration::from_secs(7200);
-    core.retry(patience, |db: &mut Database| vdi_checks::check(db, &source, operation)).await?;
-    let disk = match way {
-        Way::Snapshot => vdi::take_copy(core, &source, true)?,
-        Way::Clone => vdi::take_copy(core, &source, false)?,
+    core.retry(patience, |db: &mut Database| vdi_checks::check(db, source, operation)).await?;
+    match way {
+        Way::Snapshot | Way::Checkpoint { .. } => vdi::take_copy(core, source, true),
+        Way::Clone => vdi::take_copy(core, source, false),
         Way::Copy(sr) => {
             let sr = match sr {
                 Some(sr) => sr.clone(),
-                None => core.db().text("VDI", &source, "SR"),
+                None => core.db().text("VDI", source, "SR"),
             };
-            vdi_copy::copy_to(core, &source, &sr).await?
+            vdi_copy::copy_to(core, source, &sr).await
         }
-    };
-    Ok((disk, true))
+    }
 }
 
-fn finish(core: &Core, vm: &str, name: &str, snapshot: bool, made: &[(String, String, bool)]) -> Outcome<String> {
+fn finish(core: &Core, vm: &str, name: &str, way: &Way, made: &[(String, String, bool)]) -> Outcome<String> {
     let mut db = core.db();
-    let copy = copy_record(&mut db, vm, name, snapshot)?;
+    let snapshot = matches!(way, Way::Snapshot | Way::Checkpoint { .. });
+    let state = db.text("VM", vm, "power_state");
+    // A checkpoint of a paused VM has no memory: it had not been suspended for it.
+    let sleeps = state == "Suspended" && *way != Way::Snapshot;
+    let state_told = if matches!(way, Way::Checkpoint { running: true }) { "Running" } else { &state };
+    let copy = copy_record(&mut db, vm, name, snapshot, state_told)?;
+    if sleeps {
+        db.set("VM", &copy, "power_state", "Suspended");
+    }
     let parts = |db: &mut Database| -> Outcome<()> {
         for (vbd, disk, _) in made {
             let new = vbd::copy(db, vbd, &copy, disk)?;
+            if sleeps {
+                // The devices of a VM with memory stay attached by their records.
+                let attached = db.flag("VBD", vbd, "currently_attached");
+                db.set("VBD", &new, "currently_attached", attached);
+            }
             // The copy owns its disks whoever owns the originals.
             let disk_device = db.text("VBD", &new, "type") == "Disk";
             if disk_device && db.map_value("VBD", &new, "other_config", "owner").is_none() {
@@ -167,7 +211,7 @@ const FRESH: &[&str] = &[
     "is_vmss_snapshot",
 ];
 
-fn copy_record(db: &mut Database, vm: &str, name: &str, snapshot: bool) -> Outcome<String> {
+fn copy_record(db: &mut Database, vm: &str, name: &str, snapshot: bool, state: &str) -> Outcome<String> {
     let fields = db.fields("VM", vm)?;
     let get = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
     let mut record: Vec<(&str, Value)> = fields
@@ -176,7 +220,6 @@ fn copy_record(db: &mut Database, vm: &str, name: &str, snapshot: bool) -> Outco
         .map(|(name, value)| (name.as_str(), value.clone()))
         .collect();
     let template = get("is_a_template").is_some_and(|value| value.as_bool());
-    let power_state = get("power_state").map(|value| value.as_str().to_owned()).unwrap_or_default();
     let other_config = get("other_config").unwrap_or(Value::Map(Vec::new()));
     let original_name = get("name_label").map(|value| value.as_str().to_owned()).unwrap_or_default();
     record.extend([
@@ -185,7 +228,7 @@ fn copy_record(db: &mut Database, vm: &str, name: &str, snapshot: bool) -> Outco
         ("is_a_snapshot", snapshot.into()),
         ("snapshot_of", if snapshot { vm.into() } else { NULL.into() }),
         ("snapshot_time", Value::Date(if snapshot { now() } else { NEVER.to_owned() })),
-        ("snapshot_info", snapshot_info(&power_state, snapshot)),
+        ("snapshot_info", snapshot_info(state, snapshot)),
         ("snapshot_metadata", if snapshot { metadata(&fields, vm).into() } else { "".into() }),
         ("parent", if snapshot { get("parent").unwrap_or_else(Value::null) } else { Value::null() }),
         ("other_config", copied_config(&other_config, template, &original_name, snapshot)),

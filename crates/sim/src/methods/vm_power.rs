@@ -12,7 +12,12 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
         "start" => start(call, simple, None, call.flag(1)).await,
         "start_on" => start(call, simple, Some(call.text(1)), call.flag(2)).await,
         "clean_shutdown" | "hard_shutdown" | "shutdown" => {
-            let operation = if simple == "shutdown" { "clean_shutdown" } else { simple };
+            let running = call.core.db().text("VM", vm, "power_state") == "Running";
+            let operation = match simple {
+                "shutdown" if running => "clean_shutdown",
+                "shutdown" => "hard_shutdown",
+                other => other,
+            };
             shutdown(call, operation).await
         }
         "clean_reboot" | "hard_reboot" => reboot(call, simple).await,
@@ -36,18 +41,47 @@ pub(super) async fn call(call: &Call, simple: &str) -> Option<Outcome> {
     })
 }
 
-/// SRs of a VM's disks.
+/// SRs of a VM's disks and of its memory.
 fn srs_of(db: &Database, vm: &str) -> Vec<String> {
     let vbds = db.set_of("VM", vm, "VBDs");
     let full = vbds.iter().filter(|vbd| !db.flag("VBD", vbd, "empty"));
-    full.map(|vbd| db.text("VDI", &db.text("VBD", vbd, "VDI"), "SR")).collect()
+    let image = Some(db.text("VM", vm, "suspend_VDI")).filter(|image| db.exists("VDI", image));
+    full.map(|vbd| db.text("VBD", vbd, "VDI")).chain(image).map(|vdi| db.text("VDI", &vdi, "SR")).collect()
+}
+
+/// Whether a host has the hardware that a VM needs.
+fn has_hardware(db: &Database, vm: &str, host: &str) -> bool {
+    let needed = matches!(db.text("VM", vm, "domain_type").as_str(), "hvm" | "pvh" | "pv_in_pvh");
+    !needed || db.set_of("host", host, "capabilities").iter().any(|known| known.starts_with("hvm"))
+}
+
+/// The host that was asked for, or one that can have the VM.
+pub(super) fn choose_host(db: &Database, vm: &str, wanted: Option<&str>) -> Outcome<String> {
+    let possible = possible_hosts(db, vm);
+    match wanted {
+        Some(host) if possible.iter().any(|known| known == host) => Ok(host.to_owned()),
+        Some(host) => {
+            let sr = unseen_sr(db, vm, host);
+            if sr.is_empty() {
+                return Err(Failure::new("VM_HVM_REQUIRED", [vm]));
+            }
+            Err(Failure::new("VM_REQUIRES_SR", [vm.to_owned(), sr, host.to_owned()]))
+        }
+        None => {
+            let affinity = db.text("VM", vm, "affinity");
+            let chosen = possible.iter().find(|host| **host == affinity).or(possible.first());
+            chosen.cloned().ok_or_else(|| Failure::bare("NO_HOSTS_AVAILABLE"))
+        }
+    }
 }
 
 /// Hosts that see all SRs of a VM's disks.
 pub(super) fn possible_hosts(db: &Database, vm: &str) -> Vec<String> {
     let srs = srs_of(db, vm);
     let live = |host: &String| db.flag("host_metrics", &db.text("host", host, "metrics"), "live");
-    let sees_all = |host: &String| live(host) && srs.iter().all(|sr| sr::hosts(db, sr).contains(host));
+    let sees_all = |host: &String| {
+        live(host) && has_hardware(db, vm, host) && srs.iter().all(|sr| sr::hosts(db, sr).contains(host))
+    };
     db.refs("host").into_iter().filter(sees_all).collect()
 }
 
@@ -66,24 +100,16 @@ async fn start(call: &Call, operation: &str, host: Option<&str>, paused: bool) -
     }
     let _operation =
         Operation::begin(call, &[("VM", vm, operation)], |db: &Database| vm_checks::check(db, vm, operation)).await?;
-    let possible = possible_hosts(&core.db(), vm);
-    let host = match host {
-        Some(host) if possible.iter().any(|known| known == host) => host.to_owned(),
-        Some(host) => {
-            let sr = unseen_sr(&core.db(), vm, host);
-            return Err(Failure::new("VM_REQUIRES_SR", [vm.to_owned(), sr, host.to_owned()]));
-        }
-        None => {
-            let affinity = core.db().text("VM", vm, "affinity");
-            let wanted = possible.iter().find(|host| **host == affinity).or(possible.first());
-            wanted.cloned().ok_or_else(|| Failure::bare("NO_HOSTS_AVAILABLE"))?
-        }
-    };
+    let host = choose_host(&core.db(), vm, host)?;
     boot(core, vm, &host, if paused { "Paused" } else { "Running" })?;
-    let mut db = core.db();
-    let (name, uuid) = (db.text("host", &host, "name_label"), db.text("host", &host, "uuid"));
-    say(&mut db, vm, "VM_STARTED", &format!("started on host: {name} (uuid: {uuid})"));
+    say_on_host(&mut core.db(), vm, "VM_STARTED", "started", &host);
     Ok(Value::void())
+}
+
+/// The message of something that was done on a host.
+pub(super) fn say_on_host(db: &mut Database, vm: &str, message: &str, done: &str, host: &str) {
+    let (name, uuid) = (db.text("host", host, "name_label"), db.text("host", host, "uuid"));
+    say(db, vm, message, &format!("{done} on host: {name} (uuid: {uuid})"));
 }
 
 /// Attaches all devices and runs the VM. What was attached is detached again on a failure.
@@ -125,6 +151,13 @@ pub(super) enum End {
 }
 
 pub(super) fn halt(core: &Core, vm: &str, end: End) {
+    // The storage has let go of a suspended VM's disks already.
+    let end = if core.db().text("VM", vm, "power_state") == "Suspended" {
+        super::vm_suspend::drop_image(core, vm);
+        End::Gone
+    } else {
+        end
+    };
     let vbds = core.db().set_of("VM", vm, "VBDs");
     for vbd in vbds {
         if !core.db().flag("VBD", &vbd, "currently_attached") {
@@ -162,7 +195,7 @@ async fn shutdown(call: &Call, operation: &str) -> Outcome {
 }
 
 /// The pool message of a VM's life, as xapi words it.
-fn say(db: &mut Database, vm: &str, message: &str, what: &str) {
+pub(super) fn say(db: &mut Database, vm: &str, message: &str, what: &str) {
     let (name, uuid) = (db.text("VM", vm, "name_label"), db.text("VM", vm, "uuid"));
     post_message(db, message, 5, "VM", &uuid, &format!("VM '{name}' (uuid: {uuid}) {what}"));
 }
@@ -206,9 +239,13 @@ async fn migrate(call: &Call) -> Outcome {
     let mut db = core.db();
     let source = db.text("VM", vm, "resident_on");
     db.set("VM", vm, "resident_on", host);
-    let of = |host: &str| (db.text("host", host, "name_label"), db.text("host", host, "uuid"));
-    let ((from, from_uuid), (to, to_uuid)) = (of(&source), of(host));
-    let what = format!("migrated from host '{from}' (uuid: {from_uuid}) to host '{to}' (uuid: {to_uuid})");
-    say(&mut db, vm, "VM_MIGRATED", &what);
+    say_migrated(&mut db, vm, &source, host);
     Ok(Value::void())
+}
+
+pub(super) fn say_migrated(db: &mut Database, vm: &str, source: &str, host: &str) {
+    let of = |host: &str| (db.text("host", host, "name_label"), db.text("host", host, "uuid"));
+    let ((from, from_uuid), (to, to_uuid)) = (of(source), of(host));
+    let what = format!("migrated from host '{from}' (uuid: {from_uuid}) to host '{to}' (uuid: {to_uuid})");
+    say(db, vm, "VM_MIGRATED", &what);
 }

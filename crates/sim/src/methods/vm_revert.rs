@@ -1,6 +1,6 @@
 //! `VM.revert`: fields from the snapshot's memory of them, disks as clones of the snapshot's, with new uuids.
 
-use super::vm_clone::{Way, copy_disk};
+use super::vm_clone::{Way, copy_disk, copy_single};
 use super::{Call, Operation, vbd, vif, vm_checks, vm_power};
 use crate::core::{Core, post_message};
 use crate::model::{Database, NULL, Type, Value, schema};
@@ -115,8 +115,11 @@ async fn restore_devices(core: &std::sync::Arc<Core>, snapshot: &str, vm: &str) 
                 }
             }
         }
-        vbd::copy(&mut db, &vbd, vm, &disk)?;
+        let new = vbd::copy(&mut db, &vbd, vm, &disk)?;
+        let attached = db.flag("VBD", &vbd, "currently_attached");
+        db.set("VBD", &new, "currently_attached", attached);
     }
+    restore_memory(core, snapshot, vm).await?;
     let mut db = core.db();
     for vif in db.set_of("VM", vm, "VIFs") {
         db.destroy("VIF", &vif);
@@ -124,6 +127,25 @@ async fn restore_devices(core: &std::sync::Arc<Core>, snapshot: &str, vm: &str) 
     for vif in db.set_of("VM", snapshot, "VIFs").into_iter().rev() {
         vif::copy(&mut db, &vif, vm, true)?;
     }
+    Ok(())
+}
+
+/// The suspended state of a checkpoint, and the TPM.
+async fn restore_memory(core: &std::sync::Arc<Core>, snapshot: &str, vm: &str) -> Outcome<()> {
+    let (image, state) = {
+        let db = core.db();
+        (db.text("VM", snapshot, "suspend_VDI"), db.text("VM", snapshot, "power_state"))
+    };
+    if core.db().exists("VDI", &image) {
+        let copy = copy_single(core, &image, &Way::Clone).await?;
+        core.db().set("VM", vm, "suspend_VDI", copy);
+    }
+    core.db().set("VM", vm, "power_state", state);
+    let old = core.db().set_of("VM", vm, "VTPMs");
+    for vtpm in old {
+        super::vtpm::destroy(core, &vtpm);
+    }
+    super::vtpm::copy_all(core, snapshot, vm);
     Ok(())
 }
 

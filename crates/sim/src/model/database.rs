@@ -27,6 +27,7 @@ const RELATIONS: &[(&str, &str, &str, &str)] = &[
     ("VM", "resident_on", "host", "resident_VMs"),
     ("console", "VM", "VM", "consoles"),
     ("VTPM", "VM", "VM", "VTPMs"),
+    ("VUSB", "VM", "VM", "VUSBs"),
     ("task", "subtask_of", "task", "subtasks"),
     ("Certificate", "host", "host", "certificates"),
 ];
@@ -111,11 +112,12 @@ impl Database {
         let row = Row { values, created: self.generation, modified: self.generation };
         self.recent.insert(self.generation, (class.name.as_str(), reference.to_owned()));
         let replaced = self.tables.entry(class.name.as_str()).or_default().insert(reference.to_owned(), row);
+        let new = replaced.is_none();
         if let Some(replaced) = replaced {
             self.recent.remove(&replaced.modified);
         }
         for (field, value) in links {
-            self.link(name, reference, &field, NULL, value.as_str());
+            self.link(name, reference, &field, NULL, value.as_str(), new);
         }
     }
 
@@ -124,7 +126,7 @@ impl Database {
         let Ok(class) = class(name) else { return };
         for (one, field, ..) in RELATIONS.iter().filter(|relation| relation.0 == name) {
             let old = self.text(one, reference, field);
-            self.link(one, reference, field, &old, NULL);
+            self.link(one, reference, field, &old, NULL, false);
         }
         let Some(row) = self.tables.get_mut(class.name.as_str()).and_then(|table| table.remove(reference)) else {
             return;
@@ -239,7 +241,7 @@ impl Database {
         if let Some(entry) = entry {
             self.recent.insert(generation, entry);
         }
-        self.link(name, reference, field, old.as_str(), value.as_str());
+        self.link(name, reference, field, old.as_str(), value.as_str(), false);
     }
 
     /// Sets a key of a map.
@@ -317,13 +319,72 @@ impl Database {
         self.forgotten = self.generation;
     }
 
+    /// Takes rows of a dump over, in the order of their last changes.
+    pub(super) fn fill(&mut self, mut rows: Vec<(&'static Class, String, u64, Vec<Value>)>, generation: u64) {
+        rows.sort_by_key(|(_, _, modified, _)| *modified);
+        let mut number = 0;
+        for (class, reference, _, values) in rows {
+            number += 1;
+            self.recent.insert(number, (class.name.as_str(), reference.clone()));
+            let row = Row { values, created: number, modified: number };
+            let replaced = self.tables.entry(class.name.as_str()).or_default().insert(reference, row);
+            if let Some(replaced) = replaced {
+                self.recent.remove(&replaced.modified);
+            }
+        }
+        self.generation = number.max(generation);
+        self.forgotten = self.generation;
+    }
+
+    /// Gives objects other references, wherever they are named.
+    pub(super) fn rename(&mut self, names: &[(&str, &str)]) {
+        let renamed = |text: &str| names.iter().find(|(old, _)| *old == text).map(|(_, new)| (*new).to_owned());
+        fn walk(value: &mut Value, renamed: &dyn Fn(&str) -> Option<String>) {
+            match value {
+                Value::Text(text) => {
+                    if let Some(new) = renamed(text) {
+                        *text = new;
+                    }
+                }
+                Value::List(items) => items.iter_mut().for_each(|item| walk(item, renamed)),
+                Value::Map(items) => items.iter_mut().for_each(|(_, item)| walk(item, renamed)),
+                _ => {}
+            }
+        }
+        for table in self.tables.values_mut() {
+            for row in table.values_mut() {
+                row.values.iter_mut().for_each(|value| walk(value, &renamed));
+            }
+            for (old, new) in names {
+                if let Some(row) = table.remove(*old) {
+                    table.insert((*new).to_owned(), row);
+                }
+            }
+        }
+        for (_, reference) in self.recent.values_mut() {
+            if let Some(new) = renamed(reference) {
+                *reference = new;
+            }
+        }
+    }
+
+    /// Takes the messages of another database over: they are kept elsewhere and outlive it.
+    pub(crate) fn keep_messages(&mut self, of: &Self) {
+        for message in of.refs("message") {
+            let fields = of.fields("message", &message).unwrap_or_default();
+            let fields = fields.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+            self.create_as("message", &message, fields);
+        }
+    }
+
     fn row(&self, name: &str, reference: &str) -> Outcome<&Row> {
         let row = self.tables.get(name).and_then(|table| table.get(reference));
         row.ok_or_else(|| Failure::handle_invalid(name, reference))
     }
 
-    /// Keeps the many end of a relation equal to the single end.
-    fn link(&mut self, name: &str, reference: &str, field: &str, old: &str, new: &str) {
+    /// Keeps the many end of a relation equal to the single end. A `first` object can be in no set yet, which then needs
+    /// no search.
+    fn link(&mut self, name: &str, reference: &str, field: &str, old: &str, new: &str, first: bool) {
         let Some(&(.., many, set)) = RELATIONS.iter().find(|relation| relation.0 == name && relation.1 == field) else {
             return;
         };
@@ -333,7 +394,9 @@ impl Database {
             let Some(Value::List(items)) = row.values.get_mut(position) else { continue };
             // In place: an SR has thousands of disks.
             let before = items.len();
-            items.retain(|item| item.as_str() != reference);
+            if !first {
+                items.retain(|item| item.as_str() != reference);
+            }
             if add {
                 items.insert(0, reference.into());
             }

@@ -52,7 +52,7 @@ impl Database {
 }
 
 /// The database joins name spaces with two underscores.
-fn column(field: &str) -> String {
+pub(super) fn column(field: &str) -> String {
     for space in ["name_", "memory_", "VCPUs_", "PV_", "HVM_", "actions_"] {
         if let Some(rest) = field.strip_prefix(space) {
             return format!("{space}_{rest}");

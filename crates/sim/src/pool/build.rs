@@ -171,6 +171,7 @@ fn host(
             ("MAC", format!("00:00:5e:00:53:{:02x}", index + 1).into()),
             ("currently_attached", true.into()),
             ("management", true.into()),
+            ("physical", true.into()),
             ("ip_configuration_mode", "Static".into()),
             ("ipv6_configuration_mode", if ipv6 { "Static".into() } else { "None".into() }),
             ("IPv6", Value::texts(if ipv6 { vec![format!("2001:db8::{:x}", index + 1)] } else { Vec::new() })),
@@ -255,8 +256,8 @@ pub(super) fn sr(
     spec: &crate::SrSpec,
     uuid: uuid::Uuid,
 ) -> Result<String, SimError> {
-    if spec.local_to.is_some_and(|host| host >= nodes.len()) {
-        return Err(SimError::Options(format!("SR {:?} is local to a host that is not there", spec.name)));
+    if spec.local_to.iter().chain(&spec.seen_by).any(|host| *host >= nodes.len()) {
+        return Err(SimError::Options(format!("SR {:?} is seen by a host that is not there", spec.name)));
     }
     let kind = spec.kind.sm_type();
     driver(db, kind, methods::features(spec.kind));
@@ -269,9 +270,14 @@ pub(super) fn sr(
             ("content_type", "user".into()),
             ("shared", spec.local_to.is_none().into()),
             ("physical_size", spec.size.into()),
+            ("sm_config", Value::map(spec.kind.allocation().map(|kind| ("allocation", kind)))),
         ],
     );
-    connect(db, nodes, &sr, spec.local_to);
+    let seen = |index: usize| match spec.local_to {
+        Some(host) => host == index,
+        None => spec.seen_by.is_empty() || spec.seen_by.contains(&index),
+    };
+    connect(db, nodes, &sr, seen);
     Ok(sr)
 }
 
@@ -295,9 +301,9 @@ fn driver(db: &mut Database, kind: &str, features: Vec<&'static str>) {
     );
 }
 
-fn connect(db: &mut Database, nodes: &[HostNode], sr: &str, local_to: Option<usize>) {
+fn connect(db: &mut Database, nodes: &[HostNode], sr: &str, seen: impl Fn(usize) -> bool) {
     for (index, node) in nodes.iter().enumerate() {
-        if local_to.is_some_and(|host| host != index) {
+        if !seen(index) {
             continue;
         }
         let record = vec![
@@ -322,7 +328,7 @@ pub(super) fn discs(db: &mut Database, nodes: &[HostNode]) -> String {
             ("shared", true.into()),
         ],
     );
-    connect(db, nodes, &sr, None);
+    connect(db, nodes, &sr, |_| true);
     let uuid = new_uuid();
     db.create(
         "VDI",

@@ -81,6 +81,28 @@ impl SimPool {
         Ok(methods::move_coordinator(&self.inner.core, host)?)
     }
 
+    /// As [`SimPool::move_coordinator`], but it takes a while, as it does in a pool: for `down` the new coordinator and the
+    /// members answer every call (logins too) with `HOST_STILL_BOOTING`. The old coordinator, if it runs, is a member
+    /// by then: it sends logins to the new one and is mute otherwise. Transfers are mute on every host. Returns when
+    /// the pool serves again (the fail-over goes on if the future is dropped).
+    ///
+    /// # Errors
+    /// [`SimError::Unknown`]; [`SimError::Api`] with `HOST_OFFLINE` if that host does not answer, `HOST_STILL_BOOTING`
+    /// during another fail-over.
+    pub async fn fail_over(&self, host: usize, down: Duration) -> Result<(), SimError> {
+        self.host_ref(host)?;
+        let core = std::sync::Arc::clone(&self.inner.core);
+        let starting = methods::begin_fail_over(&core, host)?;
+        if starting.is_empty() {
+            return Ok(());
+        }
+        let up = tokio::spawn(async move {
+            tokio::time::sleep(down).await;
+            methods::end_fail_over(&core, &starting)
+        });
+        up.await.map_err(|_| SimError::Options("the fail-over did not end".to_owned()))?.map_err(SimError::from)
+    }
+
     /// High availability starts the VM of a host that crashed or stopped on another one: the message `HA_HOST_FAILED`
     /// (once for a failure), every VM of a stopped host halted, then a start as any other.
     ///
@@ -91,6 +113,17 @@ impl SimPool {
         self.host_ref(host)?;
         methods::host_failed(&self.inner.core, &reference)?;
         self.start_vm(vm, host).await
+    }
+
+    /// Ends all sessions, as their age does: the next call of each gets `SESSION_INVALID`, a wait for events at once.
+    pub fn expire_sessions(&self) {
+        methods::end_sessions(&self.inner.core);
+    }
+
+    /// Holds storage migrations (`VDI.pool_migrate`, `VM.migrate_send`) when their copies are made and before the VM
+    /// is switched over, or lets them go on. Copies keep up with the guest meanwhile.
+    pub fn hold_storage_migrations(&self, on: bool) {
+        self.inner.core.migrations_held.send_replace(on);
     }
 
     fn kill_nbd(&self, host: usize) {

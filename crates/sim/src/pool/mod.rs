@@ -4,7 +4,9 @@ mod build;
 mod certificate;
 mod life;
 mod nbd_backend;
+mod restore;
 mod start;
+mod storage;
 mod vtpm;
 
 use std::net::{IpAddr, SocketAddr};
@@ -218,8 +220,17 @@ impl SimPool {
     /// # Errors
     /// [`SimError::Unknown`], [`SimError::Io`] past the end, [`SimError::Api`] with the SR's error.
     pub fn guest_write(&self, vm: &str, userdevice: &str, offset: u64, data: &[u8]) -> Result<(), SimError> {
-        let disk = self.inner.core.storage.disk(self.vdi_of(vm, userdevice)?).map_err(Failure::from)?;
-        disk.write_all_at(data, offset).map_err(SimError::io("write to the disk"))
+        loop {
+            let vdi = self.vdi_of(vm, userdevice)?;
+            let disk = self.inner.core.storage.disk(vdi).map_err(Failure::from);
+            let written = disk
+                .map_err(SimError::from)
+                .and_then(|disk| disk.write_all_at(data, offset).map_err(SimError::io("write to the disk")));
+            // A storage migration may have put another disk in its place just now.
+            if written.is_ok() || self.vdi_of(vm, userdevice)? == vdi {
+                return written;
+            }
+        }
     }
 
     /// Reads a VM's disk as its guest would.
@@ -318,6 +329,12 @@ impl SimPool {
         self.inner.core.counters.snapshot(&self.inner.core.nbd_counters)
     }
 
+    /// The names of the calls and transfers that came, in their order: those of [`Counters::calls`], the first 10,000
+    /// of the pool's life.
+    pub fn call_sequence(&self) -> Vec<String> {
+        self.inner.core.counters.sequence()
+    }
+
     /// The disks and SRs behind the pool, for filling an SR and the like.
     pub fn storage(&self) -> Storage {
         self.inner.core.storage.clone()
@@ -347,7 +364,8 @@ impl SimPool {
     }
 
     /// What stands in the pool that did not when it had started: class, reference and record of every VM, VDI, VBD,
-    /// VIF, task and session (session references are not shown) that is new. For leak asserts.
+    /// VIF, task and session (session references are not shown) that is new. For leak asserts, so without hidden base
+    /// copies: nobody but the storage manager can remove them.
     pub fn new_objects(&self) -> Vec<(String, String, serde_json::Value)> {
         let core = &self.inner.core;
         let db = core.db();
@@ -355,7 +373,7 @@ impl SimPool {
         for class in ["VM", "VDI", "VBD", "VIF", "task", "session"] {
             for reference in db.refs(class) {
                 let known = core.baseline.get().is_some_and(|all| all.contains(&(class.to_owned(), reference.clone())));
-                if known {
+                if known || (class == "VDI" && !db.flag("VDI", &reference, "managed")) {
                     continue;
                 }
                 if let Ok(record) = methods::record(core, &db, class, &reference) {
@@ -378,7 +396,7 @@ impl SimPool {
         if !core.has_coordinator() {
             return Err(Failure::new("HOST_OFFLINE", [host]).into());
         }
-        let session = methods::session::open(core, &host, "root", "simulator");
+        let session = methods::session::open(core, &host, "root", methods::session::Identity::Root, "simulator");
         let mut values = vec![Value::text(session.as_str())];
         values.extend(params.iter().map(Value::from_json));
         let reply = methods::dispatch(core, coordinator, method, values).await;

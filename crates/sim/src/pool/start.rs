@@ -5,20 +5,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use xenvault_block::WriteAt;
-
 use super::nbd_backend::Backend;
-use super::{Inner, SimPool, build};
+use super::{Inner, SimPool, build, restore};
 use crate::core::{Core, HostNode};
 use crate::methods;
 use crate::model::Database;
 use crate::nbd::{NbdOptions, NbdServer};
 use crate::rpc::Failure;
 use crate::storage::{Storage, VdiInfo};
-use crate::{DiskContent, DiskSpec, SimError, SimOptions, control, http};
-
-/// Bytes of generated content that are written at once.
-const PIECE: usize = 1 << 20;
+use crate::{DiskContent, DiskSpec, GarbageCollection, SimError, SimOptions, control, http};
 
 struct Built {
     core: Arc<Core>,
@@ -37,9 +32,12 @@ pub(super) async fn start(options: SimOptions) -> Result<SimPool, SimError> {
     let control = listener.local_addr().map_err(SimError::io("listen for its control interface"))?;
     let pool = SimPool { inner: Arc::new(Inner { core: Arc::clone(&core), nbd: Mutex::new(nbd), control, srs, vms }) };
     control::serve(&pool, &core, listener)?;
+    methods::serve_collectors(&core, &pool.inner.srs);
+    restore::serve(&pool, &core);
     for index in running {
-        if let Some(vm) = pool.vms().get(index) {
-            pool.start_vm(&vm.uuid, 0).await?;
+        if let Some(vm) = pool.inner.vms.get(index) {
+            let uuid = core.db().text("VM", vm, "uuid");
+            pool.start_vm(&uuid, 0).await?;
         }
     }
     let baseline = {
@@ -88,16 +86,26 @@ pub(super) fn nbd_server(core: &Arc<Core>, index: usize) -> Result<NbdServer, Si
 
 fn build_all(options: SimOptions) -> Result<Built, SimError> {
     let storage = Storage::new().map_err(SimError::io("make a folder for its disks"))?;
+    storage.watch_chains();
+    let at_once = options.garbage_collection == GarbageCollection::AtOnce;
     let mut db = Database::default();
     let nodes = build::hosts(&options, &mut db)?;
+    if !options.hardware_virtualisation {
+        for host in db.refs("host") {
+            db.set("host", &host, "capabilities", crate::model::Value::texts(["xen-3.0-x86_64"]));
+        }
+    }
     let mut srs = Vec::new();
     for spec in &options.srs {
         let uuid = uuid::Uuid::new_v4();
         storage.create_sr(uuid, spec.kind, spec.size);
+        let refused = |error: crate::storage::SrError| SimError::from(Failure::from(error));
+        storage.set_garbage_collection(uuid, at_once).map_err(refused)?;
         srs.push((spec.name.clone(), uuid, build::sr(&mut db, &nodes, spec, uuid)?));
     }
     if let (Some(pool), Some((_, _, sr))) = (db.refs("pool").first().cloned(), srs.first()) {
         db.set("pool", &pool, "default_SR", sr.as_str());
+        db.set("pool", &pool, "suspend_image_SR", sr.as_str());
     }
     let vms = build_vms(&options, &storage, &mut db, &nodes, &srs)?;
     let srs = srs.into_iter().map(|(_, _, reference)| reference).collect();
@@ -151,26 +159,11 @@ fn fill(storage: &Storage, sr: uuid::Uuid, spec: &DiskSpec) -> Result<VdiInfo, S
         }
         return tracked(storage, info, spec);
     }
-    let info = storage.create_vdi(sr, id, spec.size).map_err(failure)?;
-    if let DiskContent::Random { seed, bytes } = spec.content {
-        let disk = storage.disk(id).map_err(failure)?;
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut at = 0;
-        while at < bytes.min(info.virtual_size) {
-            let length = usize::try_from(bytes.min(info.virtual_size) - at).unwrap_or(PIECE).min(PIECE);
-            let mut piece = Vec::with_capacity(length + 8);
-            while piece.len() < length {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                piece.extend_from_slice(&state.to_le_bytes());
-            }
-            piece.truncate(length);
-            disk.write_all_at(&piece, at).map_err(SimError::io("write a disk's first content"))?;
-            at += length as u64;
-        }
-    }
-    tracked(storage, info, spec)
+    let made = match spec.content {
+        DiskContent::Random { seed, bytes } => storage.create_vdi_with_noise(sr, id, spec.size, seed, bytes),
+        _ => storage.create_vdi(sr, id, spec.size),
+    };
+    tracked(storage, made.map_err(failure)?, spec)
 }
 
 fn tracked(storage: &Storage, info: VdiInfo, spec: &DiskSpec) -> Result<VdiInfo, SimError> {

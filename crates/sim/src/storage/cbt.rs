@@ -158,11 +158,11 @@ impl ChangeLogs {
         self.logs.remove(&vdi);
     }
 
-    /// Renames the log of `live` to `snapshot`, and makes a new one for `live` if there is `room` for one; gives
-    /// whether it was made.
-    pub(super) fn snapshot(&mut self, live: Uuid, snapshot: Uuid, size: u64, room: bool) -> bool {
+    /// Renames the log of `live` to `snapshot`, and makes a new one for `live` if there is `room` for one, not
+    /// consistent if the disk is `running`; gives whether it was made. What the old log's mark said is lost with this.
+    pub(super) fn snapshot(&mut self, live: Uuid, snapshot: Uuid, size: u64, room: bool, running: bool) -> bool {
         let Some(mut log) = self.logs.remove(&live) else { return true };
-        let (was_consistent, next) = (log.consistent, log.child);
+        let next = log.child;
         log.consistent = true;
         log.fresh = Vec::new();
         log.child = if room { live } else { next };
@@ -171,7 +171,7 @@ impl ChangeLogs {
         }
         self.logs.insert(snapshot, log);
         if room {
-            let new = ChangeLog { parent: snapshot, child: next, consistent: was_consistent, ..ChangeLog::new(size) };
+            let new = ChangeLog { parent: snapshot, child: next, consistent: !running, ..ChangeLog::new(size) };
             self.logs.insert(live, new);
         }
         room
@@ -207,10 +207,11 @@ impl ChangeLogs {
         true
     }
 
-    /// A read-write activation. An inconsistent log is deleted; gives whether that happened.
-    pub(super) fn activate(&mut self, vdi: Uuid) -> bool {
+    /// A read-write activation. An inconsistent log, or one that is to count as such, is deleted; gives whether that
+    /// happened.
+    pub(super) fn activate(&mut self, vdi: Uuid, broken: bool) -> bool {
         let Some(log) = self.logs.get_mut(&vdi) else { return false };
-        if !log.consistent {
+        if broken || !log.consistent {
             self.logs.remove(&vdi);
             return true;
         }

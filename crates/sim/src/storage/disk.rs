@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -9,10 +10,10 @@ use xenvault_block::{ByteRange, ExtentSet, ReadAt, SECTOR_BYTES, VHD_BLOCK_BYTES
 
 use super::layer::{Layer, PAGE_BYTES, page_mask, runs};
 use super::state::State;
-use super::{SrKind, Storage};
+use super::{SrKind, Storage, space};
 
 /// What a copy reads and looks at in one go.
-const COPY_BYTES: u64 = 1 << 20;
+pub(super) const COPY_BYTES: u64 = 1 << 20;
 
 /// A disk's content. Cheap to clone.
 ///
@@ -137,11 +138,7 @@ impl Disk {
 
     /// Own layer, size and kind.
     fn place(&self, state: &State) -> io::Result<(u64, u64, SrKind)> {
-        let gone = |error| io::Error::new(io::ErrorKind::NotFound, error);
-        let top = state.top_of(self.vdi).map_err(gone)?;
-        let vdi = state.vdi(self.vdi).map_err(gone)?;
-        let kind = state.sr(vdi.sr).map_err(gone)?.kind;
-        Ok((top, vdi.size, kind))
+        place(state, self.vdi)
     }
 
     fn fill(&self, buffer: &mut [u8], range: ByteRange) -> io::Result<()> {
@@ -153,25 +150,59 @@ impl Disk {
         read_chain(&state, top, range, buffer)
     }
 
-    /// Records a write in the change log, then does it to the disk's own layer. `whole` is whole sectors.
-    fn change(&self, whole: ByteRange, act: impl FnOnce(&Layer) -> io::Result<()>) -> io::Result<()> {
+    /// Records a write in the change log, then does it to the disk's own layer, and to the copy while the disk is
+    /// mirrored. `whole` is whole sectors.
+    fn change(&self, whole: ByteRange, act: impl Fn(&Layer) -> io::Result<()>) -> io::Result<()> {
         let state = self.storage.read();
-        let (top, size, kind) = self.place(&state)?;
-        if whole.end() > size {
-            return Err(io::ErrorKind::WriteZero.into());
+        change_in(&state, self.vdi, whole, &act)?;
+        if let Some(mirror) = state.mirror_of(self.vdi)
+            && change_in(&state, mirror.copy, whole, &act).is_err()
+        {
+            // The guest goes on; the migration does not.
+            mirror.failed.store(true, Ordering::SeqCst);
         }
-        let vdi = state.vdi(self.vdi).map_err(io::Error::other)?;
-        let layer = state.layer(top).ok_or(io::ErrorKind::NotFound)?;
-        if kind == SrKind::Ext {
-            let needed = layer.missing_blocks(whole) * VHD_BLOCK_BYTES;
-            if needed > 0 && state.free_bytes(vdi.sr).map_err(io::Error::other)? < needed {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-        }
-        state.sr(vdi.sr).map_err(io::Error::other)?.logs().record(self.vdi, whole.start(), whole.len());
-        let _writing = layer.lock_writing();
-        act(layer)
+        Ok(())
     }
+}
+
+/// A disk's own layer, its size and its kind.
+pub(super) fn place(state: &State, vdi: Uuid) -> io::Result<(u64, u64, SrKind)> {
+    let gone = |error| io::Error::new(io::ErrorKind::NotFound, error);
+    let top = state.top_of(vdi).map_err(gone)?;
+    let vdi = state.vdi(vdi).map_err(gone)?;
+    let kind = state.sr(vdi.sr).map_err(gone)?.kind;
+    Ok((top, vdi.size, kind))
+}
+
+/// A write to one disk.
+pub(super) fn change_in(
+    state: &State,
+    id: Uuid,
+    whole: ByteRange,
+    act: &dyn Fn(&Layer) -> io::Result<()>,
+) -> io::Result<()> {
+    let (top, size, kind) = place(state, id)?;
+    if whole.end() > size {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    let vdi = state.vdi(id).map_err(io::Error::other)?;
+    let layer = state.layer(top).ok_or(io::ErrorKind::NotFound)?;
+    let sr = state.sr(vdi.sr).map_err(io::Error::other)?;
+    sr.logs().record(id, whole.start(), whole.len());
+    let _writing = layer.lock_writing();
+    if kind != SrKind::Ext {
+        let done = act(layer);
+        sr.counted.forget();
+        return done;
+    }
+    let blocks = layer.missing_blocks(whole);
+    if blocks == 0 {
+        return act(layer);
+    }
+    if state.free_bytes(vdi.sr).map_err(io::Error::other)? < blocks * VHD_BLOCK_BYTES {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    sr.counted.while_adding(space::vhd_file(0, blocks) - space::vhd_file(0, 0), || act(layer))
 }
 
 impl ReadAt for Disk {
@@ -230,7 +261,7 @@ fn block_extents(blocks: &BTreeSet<u64>, size: u64) -> ExtentSet {
 }
 
 /// Fills `buffer` with a range of a chain; each sector comes from the uppermost layer that has it.
-fn read_chain(state: &State, top: u64, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
+pub(super) fn read_chain(state: &State, top: u64, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
     let chain: Vec<&Layer> = state.chain(top).map(|(_, layer)| layer).collect();
     let mut pending: Option<(usize, ByteRange)> = None;
     for page in range.start() / PAGE_BYTES..range.end().div_ceil(PAGE_BYTES) {

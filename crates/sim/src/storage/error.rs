@@ -77,6 +77,24 @@ impl SrError {
         Self::backend(109, "The snapshot chain is too long", None)
     }
 
+    /// A base copy is asked for a snapshot (82, `VDISnapshot`) or a clone (81, `VDIClone`).
+    pub(crate) fn hidden(snapshot: bool) -> Self {
+        let (number, text) = if snapshot { (82, "Failed to snapshot VDI") } else { (81, "Failed to clone VDI") };
+        Self::backend(number, text, Some("hidden VDI"))
+    }
+
+    /// A base copy is to be deleted (80, `VDIDelete`).
+    pub(crate) fn not_a_leaf() -> Self {
+        Self::backend(80, "Failed to mark VDI hidden", Some("Deleting non-leaf node not permitted"))
+    }
+
+    /// A thick repository has no room for a volume that is to be written (180, `LVMProvisionAttach`).
+    pub(crate) fn no_space_to_attach() -> Self {
+        let text = "Volume Group out of space. The SR is over-provisioned, and out of space. Unable to grow the \
+                    underlying volume to accommodate the virtual size of the disk.";
+        Self::backend(180, text, None)
+    }
+
     /// The union of change logs failed (460, `CBTChangedBlocksError`).
     pub(crate) fn changed_blocks(detail: &str) -> Self {
         Self::backend(460, "Failed to calculate changed blocks for given VDIs.", Some(detail))

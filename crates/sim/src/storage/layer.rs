@@ -96,11 +96,51 @@ pub(super) fn runs(page: u64, mut mask: u128) -> impl Iterator<Item = ByteRange>
     })
 }
 
-/// A file of somebody else's with the content of a new disk. Never written.
+/// Where the content of a new disk comes from. Never written.
+#[derive(Debug)]
+enum Origin {
+    /// A file of somebody else's.
+    File(File),
+    /// Noise that depends on this seed and the place alone: it costs nothing until it is read.
+    Noise(u64),
+}
+
 #[derive(Debug)]
 struct Source {
-    file: File,
+    origin: Origin,
     map: SectorMap,
+}
+
+impl Source {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match &self.origin {
+            Origin::File(file) => read_own(Some(file), offset, buffer),
+            Origin::Noise(seed) => {
+                noise(*seed, offset, buffer);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Noise that does not compress: whole words where it can be.
+fn noise(seed: u64, offset: u64, buffer: &mut [u8]) {
+    let start = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut at = offset;
+    let mut rest = buffer;
+    while !rest.is_empty() {
+        let mut word = (at / 8).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ start;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let word = (word ^ (word >> 31)).to_le_bytes();
+        let skip = usize::try_from(at % 8).unwrap_or_default();
+        let bytes = word.get(skip..).unwrap_or_default();
+        let length = bytes.len().min(rest.len());
+        let (piece, tail) = rest.split_at_mut(length);
+        piece.copy_from_slice(bytes.get(..length).unwrap_or_default());
+        at += length as u64;
+        rest = tail;
+    }
 }
 
 /// One layer.
@@ -112,6 +152,12 @@ pub(super) struct Layer {
     pub(super) sr: Uuid,
     /// The layer below.
     pub(super) parent: Option<u64>,
+    /// The layers right above.
+    pub(super) children: BTreeSet<u64>,
+    /// Whether it takes a disk's writes; a base copy if not.
+    pub(super) leaf: bool,
+    /// The virtual size that a base copy was frozen at, in bytes.
+    pub(super) size: u64,
     /// Whether what was never written is garbage and not zeros: the bottom of a raw volume.
     pub(super) garbage: bool,
     map: RwLock<SectorMap>,
@@ -126,6 +172,9 @@ impl Layer {
             uuid: Uuid::new_v4(),
             sr,
             parent,
+            children: BTreeSet::new(),
+            leaf: true,
+            size: 0,
             garbage: false,
             map: RwLock::default(),
             file: OnceLock::new(),
@@ -135,7 +184,15 @@ impl Layer {
     }
 
     pub(super) fn with_source(mut self, file: File, content: &ExtentSet) -> Self {
-        self.source = Some(Source { file, map: SectorMap::from_extents(content) });
+        self.source = Some(Source { origin: Origin::File(file), map: SectorMap::from_extents(content) });
+        self
+    }
+
+    /// Noise in the first bytes, to the end of the sector.
+    pub(super) fn with_noise(mut self, seed: u64, bytes: u64) -> Self {
+        let mut map = SectorMap::default();
+        map.insert(ByteRange::up_to(bytes));
+        self.source = Some(Source { origin: Origin::Noise(seed), map });
         self
     }
 
@@ -166,7 +223,7 @@ impl Layer {
             if is_own {
                 read_own(self.file.get(), at, piece)?;
             } else {
-                read_own(Some(&source.file), at, piece)?;
+                source.read(at, piece)?;
             }
             rest = tail;
             at = end;

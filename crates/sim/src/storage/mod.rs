@@ -9,13 +9,17 @@
 pub mod cbt;
 mod disk;
 mod error;
+mod garbage;
 mod layer;
+mod mirror;
 mod space;
 mod state;
+mod usage;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use uuid::Uuid;
@@ -23,7 +27,8 @@ use xenvault_block::ReadAt;
 
 pub use disk::Disk;
 pub use error::SrError;
-use state::State;
+pub use garbage::{ChainChange, CoalesceStart, CoalesceSwitches, Coalescing};
+use state::{Content, State};
 
 /// What a storage repository is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +51,11 @@ impl SrKind {
             Self::Lvm | Self::LvmRaw => "lvm",
             Self::Large => "gfs2",
         }
+    }
+
+    /// How it provides space, where its `sm_config` says so.
+    pub fn allocation(self) -> Option<&'static str> {
+        matches!(self, Self::Lvm | Self::LvmRaw).then_some("thick")
     }
 
     /// Whether its disks are VHDs: at most 2040 GiB, with an allocation map.
@@ -99,6 +109,21 @@ pub struct CbtMessage {
     pub body: String,
 }
 
+/// What can be ordered to go wrong with the change log of a disk, once. Without a log at the time nothing happens, but
+/// the order is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CbtFault {
+    /// At the next resize the log can not grow: `VDI_CBT_RESIZE_FAILED`. The resize succeeds.
+    Resize,
+    /// At the next snapshot the new log can not be made: `VDI_CBT_SNAPSHOT_FAILED`. The snapshot succeeds and keeps
+    /// the old log.
+    Snapshot,
+    /// At the next snapshot the host that runs the disk does not get the new log: the same message with another body.
+    SnapshotOnHost,
+    /// At the next read-write attach the log is found inconsistent: `VDI_CBT_METADATA_INCONSISTENT`.
+    Inconsistent,
+}
+
 /// How a disk is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
@@ -127,6 +152,8 @@ pub struct Storage {
 struct Inner {
     /// Where the layers' nameless files live.
     folder: PathBuf,
+    /// Whether chains moved since they were asked for: so that asking costs nothing.
+    moved: Arc<AtomicBool>,
     state: RwLock<State>,
 }
 
@@ -145,7 +172,9 @@ impl Storage {
     /// The folder can not be used.
     pub fn under(folder: &Path) -> io::Result<Self> {
         drop(tempfile::tempfile_in(folder)?);
-        let inner = Inner { folder: folder.to_owned(), state: RwLock::default() };
+        let moved = Arc::<AtomicBool>::default();
+        let state = RwLock::new(State::new(Arc::clone(&moved)));
+        let inner = Inner { folder: folder.to_owned(), moved, state };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -180,7 +209,8 @@ impl Storage {
     }
 
     /// Whether base copies that nothing needs are merged or removed at once (so it is at the start). Off, chains grow
-    /// as they do while a real garbage collector waits; on again, all waiting work is done.
+    /// as they do while a real garbage collector waits, and [`Storage::begin_coalesce`] does its work step by step; on
+    /// again, all waiting work is done.
     ///
     /// # Errors
     /// 47 if there is no such repository.
@@ -234,14 +264,31 @@ impl Storage {
         let file = File::open(path).map_err(broken)?;
         let length = file.metadata().map_err(broken)?.len();
         let content = layer::data_extents(&file, length).map_err(broken)?;
-        self.write().create(sr, vdi, length, Some((file, content)))
+        self.write().create(sr, vdi, length, Some(Content::File(file, content)))
+    }
+
+    /// Makes a disk whose first `bytes` (to the end of the sector) are noise that does not compress, the same for the
+    /// same seed. It costs nothing until it is read.
+    ///
+    /// # Errors
+    /// As [`Storage::create_vdi`].
+    pub fn create_vdi_with_noise(
+        &self,
+        sr: Uuid,
+        vdi: Uuid,
+        virtual_size: u64,
+        seed: u64,
+        bytes: u64,
+    ) -> Result<VdiInfo, SrError> {
+        self.write().create(sr, vdi, virtual_size, Some(Content::Noise { seed, bytes }))
     }
 
     /// `VDI.snapshot`: `snapshot` gets the present content, and the change log by renaming.
     /// The message, if any, says that CBT was switched off because the new log could not be made.
     ///
     /// # Errors
-    /// 44 without space, 109 for a chain of over 30, 38 for raw volumes, `VDI_INCOMPATIBLE_TYPE` without data.
+    /// 44 without space, 109 for a chain of 30 or more, 38 for raw volumes, 82 for a base copy, `VDI_INCOMPATIBLE_TYPE`
+    /// without data.
     pub fn snapshot(&self, vdi: Uuid, snapshot: Uuid) -> Result<(VdiInfo, Option<CbtMessage>), SrError> {
         self.write().snapshot(vdi, snapshot)
     }
@@ -282,11 +329,11 @@ impl Storage {
     }
 
     /// `VDI.destroy`. The change log is ORed into its child's, and its neighbours are joined. Base copies that nothing
-    /// needs any more are merged or removed at once (a real garbage collector takes its time).
+    /// needs any more are merged or removed at once, or later ([`Storage::set_garbage_collection`]).
     /// An unknown disk is no error, as in the storage manager.
     ///
     /// # Errors
-    /// 24 while it is attached.
+    /// 24 while it is attached, 80 for a base copy.
     pub fn destroy(&self, vdi: Uuid) -> Result<(), SrError> {
         self.write().destroy(&self.inner.folder, vdi)
     }
@@ -333,11 +380,19 @@ impl Storage {
         self.write().lose_change_log(vdi)
     }
 
+    /// Orders that the change log of a disk fails, once for each call.
+    ///
+    /// # Errors
+    /// 46 if there is no such disk.
+    pub fn fail_cbt(&self, vdi: Uuid, fault: CbtFault) -> Result<(), SrError> {
+        self.write().fail_cbt(vdi, fault)
+    }
+
     /// Attaches and activates a disk; ended by [`Storage::detach`], once for each attach.
     /// The message, if any, says that CBT was switched off because the log was not consistent.
     ///
     /// # Errors
-    /// 46 if there is none or its data is gone.
+    /// 46 if there is none or its data is gone; 180 if a thick repository has no room to write to a snapshot.
     pub fn attach(&self, vdi: Uuid, mode: AttachMode) -> Result<Option<CbtMessage>, SrError> {
         self.write().attach(vdi, mode)
     }

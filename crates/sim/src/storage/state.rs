@@ -1,18 +1,22 @@
 //! Disks, layers and repositories, and what the operations do to them. Under one lock; reads and writes of data take
 //! it shared, changes of the structure take it alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 use xenvault_block::ExtentSet;
 
 use super::cbt::ChangeLogs;
+use super::garbage::InProgress;
 use super::layer::Layer;
+use super::mirror::Mirror;
 use super::space::{self, LVM_EXTENT_BYTES};
-use super::{AttachMode, CbtMessage, LostBits, SrError, SrKind, SrUsage, VdiInfo};
+use super::usage::{self, Counted};
+use super::{AttachMode, CbtFault, CbtMessage, LostBits, SrError, SrKind, VdiInfo};
 
 /// The most files of a chain below a disk that is to be snapshotted.
 const MAX_CHAIN: usize = 30;
@@ -21,9 +25,13 @@ const MAX_CHAIN: usize = 30;
 #[derive(Debug)]
 pub(super) struct Sr {
     pub(super) kind: SrKind,
-    physical_size: u64,
+    pub(super) physical_size: u64,
     pub(super) foreign_bytes: u64,
     pub(super) collects_garbage: bool,
+    /// The merge that has begun and not ended.
+    pub(super) merging: Option<InProgress>,
+    /// The sums over all disks, as long as they are known.
+    pub(super) counted: Counted,
     logs: Mutex<ChangeLogs>,
 }
 
@@ -33,6 +41,14 @@ impl Sr {
     }
 }
 
+/// What a new disk holds.
+pub(super) enum Content {
+    /// The content of a file, where it has any.
+    File(File, ExtentSet),
+    /// Noise in its first bytes.
+    Noise { seed: u64, bytes: u64 },
+}
+
 /// A disk.
 #[derive(Debug)]
 pub(super) struct Vdi {
@@ -40,31 +56,64 @@ pub(super) struct Vdi {
     pub(super) size: u64,
     /// Its own layer, which takes its writes; none once the data was destroyed.
     pub(super) top: Option<u64>,
-    /// Whether its volume is as small as can be: a snapshot's.
-    deflated: bool,
+    /// Whether its volume is as small as can be: a snapshot's that nobody writes to.
+    pub(super) deflated: bool,
+    /// Whether it was, until somebody began to write to it.
+    inflated: bool,
     readers: u32,
     writers: u32,
+    /// What is to go wrong with its change log, oldest order first.
+    cbt_faults: Vec<CbtFault>,
+}
+
+impl Vdi {
+    fn new(sr: Uuid, size: u64, top: u64, deflated: bool) -> Self {
+        Self { sr, size, top: Some(top), deflated, inflated: false, readers: 0, writers: 0, cbt_faults: Vec::new() }
+    }
+
+    /// Takes an order to fail; gives whether there was one.
+    fn takes_fault(&mut self, fault: CbtFault) -> bool {
+        let found = self.cbt_faults.iter().position(|known| *known == fault);
+        found.map(|at| self.cbt_faults.remove(at)).is_some()
+    }
 }
 
 /// Everything.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    srs: BTreeMap<Uuid, Sr>,
-    vdis: BTreeMap<Uuid, Vdi>,
-    layers: BTreeMap<u64, Layer>,
+    pub(super) srs: BTreeMap<Uuid, Sr>,
+    pub(super) vdis: BTreeMap<Uuid, Vdi>,
+    pub(super) layers: BTreeMap<u64, Layer>,
+    /// The base copies by their names.
+    pub(super) bases: BTreeMap<Uuid, u64>,
     next_layer: u64,
+    /// Copies that take every write to a disk, by the disk.
+    mirrors: BTreeMap<Uuid, Mirror>,
+    /// Disks and base copies whose place in a chain changed since somebody asked; none while nobody does.
+    pub(super) moved: Option<BTreeSet<(Uuid, Uuid)>>,
+    /// Whether there are any.
+    pub(super) any_moved: Arc<AtomicBool>,
 }
 
 impl State {
+    pub(super) fn new(any_moved: Arc<AtomicBool>) -> Self {
+        Self { any_moved, ..Self::default() }
+    }
+
     pub(super) fn create_sr(&mut self, sr: Uuid, kind: SrKind, physical_size: u64) {
         let logs = Mutex::default();
-        self.srs.insert(sr, Sr { kind, physical_size, foreign_bytes: 0, collects_garbage: true, logs });
+        let counted = Counted::default();
+        let collects_garbage = true;
+        let new = Sr { kind, physical_size, foreign_bytes: 0, collects_garbage, merging: None, counted, logs };
+        self.srs.insert(sr, new);
     }
 
     pub(super) fn destroy_sr(&mut self, sr: Uuid) -> Result<(), SrError> {
         self.srs.remove(&sr).ok_or_else(|| SrError::no_such_sr(sr))?;
         self.vdis.retain(|_, vdi| vdi.sr != sr);
         self.layers.retain(|_, layer| layer.sr != sr);
+        let layers = &self.layers;
+        self.bases.retain(|_, id| layers.contains_key(id));
         Ok(())
     }
 
@@ -105,62 +154,11 @@ impl State {
     fn add_layer(&mut self, layer: Layer) -> u64 {
         let id = self.next_layer;
         self.next_layer += 1;
+        if let Some(parent) = layer.parent.and_then(|parent| self.layers.get_mut(&parent)) {
+            parent.children.insert(id);
+        }
         self.layers.insert(id, layer);
         id
-    }
-
-    // Space
-
-    /// What a disk's own file or volume takes.
-    fn vdi_bytes(&self, kind: SrKind, vdi: &Vdi) -> u64 {
-        let Some(layer) = vdi.top.and_then(|top| self.layers.get(&top)) else { return 0 };
-        match kind {
-            SrKind::Ext => space::vhd_file(vdi.size, layer.block_count()),
-            SrKind::Lvm if vdi.deflated => space::deflated_vhd_volume(layer.block_count()),
-            SrKind::Lvm => space::full_vhd_volume(vdi.size),
-            SrKind::LvmRaw => vdi.size,
-            SrKind::Large => space::cluster_file(layer.page_count()),
-        }
-    }
-
-    /// What a base copy takes.
-    fn base_bytes(&self, kind: SrKind, layer: &Layer) -> u64 {
-        match kind {
-            SrKind::Ext => space::vhd_file(0, layer.block_count()),
-            SrKind::Lvm | SrKind::LvmRaw => space::deflated_vhd_volume(layer.block_count()),
-            SrKind::Large => space::cluster_file(layer.page_count()),
-        }
-    }
-
-    /// The base copies of a repository.
-    fn bases(&self, sr: Uuid) -> impl Iterator<Item = (u64, &Layer)> {
-        let tops: std::collections::BTreeSet<u64> = self.vdis.values().filter_map(|vdi| vdi.top).collect();
-        self.layers
-            .iter()
-            .filter(move |(id, layer)| layer.sr == sr && !tops.contains(id))
-            .map(|(&id, layer)| (id, layer))
-    }
-
-    pub(super) fn usage(&self, id: Uuid) -> Result<SrUsage, SrError> {
-        let sr = self.sr(id)?;
-        let disks = self.vdis.values().filter(|vdi| vdi.sr == id);
-        let (mut used, mut virtual_allocation) = (sr.foreign_bytes, 0);
-        for vdi in disks {
-            used += self.vdi_bytes(sr.kind, vdi);
-            virtual_allocation += vdi.size;
-        }
-        used += self.bases(id).map(|(_, layer)| self.base_bytes(sr.kind, layer)).sum::<u64>();
-        used += sr.logs().iter().map(|(_, log)| log_bytes(sr.kind, log.file_bytes())).sum::<u64>();
-        Ok(SrUsage { physical_size: sr.physical_size, physical_utilisation: used, virtual_allocation })
-    }
-
-    pub(super) fn free_bytes(&self, sr: Uuid) -> Result<u64, SrError> {
-        let usage = self.usage(sr)?;
-        Ok(usage.physical_size.saturating_sub(usage.physical_utilisation))
-    }
-
-    fn require(&self, sr: Uuid, bytes: u64) -> Result<(), SrError> {
-        if self.free_bytes(sr)? < bytes { Err(SrError::no_space()) } else { Ok(()) }
     }
 
     // What is known
@@ -186,26 +184,15 @@ impl State {
         self.vdis.iter().filter(|(_, vdi)| vdi.sr == sr).map(|(&id, _)| self.info(id)).collect()
     }
 
-    pub(super) fn base_copies(&self, id: Uuid) -> Result<Vec<VdiInfo>, SrError> {
-        let sr = self.sr(id)?;
-        let size_above = |base: u64| {
-            let users = self
-                .vdis
-                .values()
-                .filter(|vdi| vdi.top.is_some_and(|top| self.chain(top).any(|(layer, _)| layer == base)));
-            users.map(|vdi| vdi.size).min().unwrap_or_default()
-        };
-        let bases = self.bases(id).map(|(base, layer)| VdiInfo {
-            vdi: layer.uuid,
-            sr: id,
-            kind: sr.kind,
-            virtual_size: size_above(base),
-            physical_utilisation: self.base_bytes(sr.kind, layer),
-            cbt_enabled: false,
-            metadata_only: false,
-            parent: layer.parent.and_then(|parent| self.layers.get(&parent)).map(|layer| layer.uuid),
-        });
-        Ok(bases.collect())
+    pub(super) fn mirror_of(&self, vdi: Uuid) -> Option<&Mirror> {
+        self.mirrors.get(&vdi)
+    }
+
+    pub(super) fn set_mirror(&mut self, vdi: Uuid, mirror: Option<Mirror>) -> Option<Mirror> {
+        match mirror {
+            Some(mirror) => self.mirrors.insert(vdi, mirror),
+            None => self.mirrors.remove(&vdi),
+        }
     }
 
     // Operations
@@ -215,7 +202,7 @@ impl State {
         sr: Uuid,
         vdi: Uuid,
         wanted: u64,
-        content: Option<(File, ExtentSet)>,
+        content: Option<Content>,
     ) -> Result<VdiInfo, SrError> {
         let kind = self.sr(sr)?.kind;
         if self.vdis.contains_key(&vdi) {
@@ -224,11 +211,15 @@ impl State {
         let size = space::disk_size(kind, wanted)?;
         let mut layer = Layer::new(sr, None);
         layer.garbage = kind == SrKind::LvmRaw;
-        if let Some((file, extents)) = content {
-            // A raw volume that was filled from a file has zeros where the file has holes.
-            let extents =
-                if layer.garbage { ExtentSet::from_range(xenvault_block::ByteRange::up_to(size)) } else { extents };
-            layer = layer.with_source(file, &extents);
+        match content {
+            None => {}
+            Some(Content::File(file, extents)) => {
+                // A raw volume that was filled from a file has zeros where the file has holes.
+                let whole = || ExtentSet::from_range(xenvault_block::ByteRange::up_to(size));
+                let extents = if layer.garbage { whole() } else { extents };
+                layer = layer.with_source(file, &extents);
+            }
+            Some(Content::Noise { seed, bytes }) => layer = layer.with_noise(seed, bytes.min(size)),
         }
         let needed = match kind {
             SrKind::Ext => space::vhd_file(size, layer.block_count()),
@@ -237,13 +228,18 @@ impl State {
             SrKind::Large => space::cluster_file(layer.page_count()),
         };
         self.require(sr, needed)?;
-        let top = Some(self.add_layer(layer));
-        self.vdis.insert(vdi, Vdi { sr, size, top, deflated: false, readers: 0, writers: 0 });
+        let top = self.add_layer(layer);
+        self.vdis.insert(vdi, Vdi::new(sr, size, top, false));
+        self.sr(sr)?.counted.add(needed, size);
         self.info(vdi)
     }
 
-    /// Puts an empty layer over a disk's, and another one for the new disk: both are leaves of a base copy then.
+    /// Puts an empty layer over a disk's, and another one for the new disk: both are leaves of a base copy then. A VHD
+    /// without a block of its own is not frozen: both stand on what was below it.
     fn fork(&mut self, id: Uuid, new: Uuid, snapshot: bool) -> Result<(), SrError> {
+        if self.bases.contains_key(&id) {
+            return Err(SrError::hidden(snapshot));
+        }
         let top = self.top_of(id)?;
         let vdi = self.vdi(id)?;
         let (sr, size, running) = (vdi.sr, vdi.size, vdi.writers + vdi.readers > 0);
@@ -270,24 +266,50 @@ impl State {
             }
         };
         self.require(sr, needed)?;
-        let leaf = self.add_layer(Layer::new(sr, Some(top)));
-        let other = self.add_layer(Layer::new(sr, Some(top)));
-        self.vdi_mut(id)?.top = Some(leaf);
-        self.vdis.insert(new, Vdi { sr, size, top: Some(other), deflated: snapshot, readers: 0, writers: 0 });
+        let unwritten = self.layers.get(&top).filter(|layer| kind.is_vhd() && layer.block_count() == 0);
+        if let Some(parent) = unwritten.and_then(|layer| layer.parent) {
+            let other = self.add_layer(Layer::new(sr, Some(parent)));
+            self.vdis.insert(new, Vdi::new(sr, size, other, snapshot));
+        } else {
+            let leaf = self.add_layer(Layer::new(sr, Some(top)));
+            let other = self.add_layer(Layer::new(sr, Some(top)));
+            if let Some(frozen) = self.layers.get_mut(&top) {
+                (frozen.leaf, frozen.size) = (false, size);
+                let name = frozen.uuid;
+                self.bases.insert(name, top);
+                self.mark_moved(sr, name);
+            }
+            self.vdi_mut(id)?.top = Some(leaf);
+            self.vdis.insert(new, Vdi::new(sr, size, other, snapshot));
+        }
+        let vdi = self.vdi_mut(id)?;
+        vdi.deflated &= !running;
+        self.sr(sr)?.counted.forget();
+        self.mark_moved(sr, id);
+        self.mark_moved(sr, new);
         Ok(())
     }
 
     pub(super) fn snapshot(&mut self, id: Uuid, new: Uuid) -> Result<(VdiInfo, Option<CbtMessage>), SrError> {
         self.fork(id, new, true)?;
-        let vdi = self.vdi(id)?;
-        let sr = self.sr(vdi.sr)?;
-        let room = sr.kind != SrKind::Lvm || self.free_bytes(vdi.sr)? >= LVM_EXTENT_BYTES;
-        let made = sr.logs().snapshot(id, new, vdi.size, room);
-        let message = (!made).then(|| CbtMessage {
-            vdi: id,
-            name: "VDI_CBT_SNAPSHOT_FAILED",
-            body: format!("Creating CBT metadata log for disk {id} failed."),
-        });
+        let vdi = self.vdi_mut(id)?;
+        let (sr_id, size, running) = (vdi.sr, vdi.size, vdi.writers + vdi.readers > 0);
+        let (fails, unseen) = (vdi.takes_fault(CbtFault::Snapshot), vdi.takes_fault(CbtFault::SnapshotOnHost));
+        let sr = self.sr(sr_id)?;
+        let room = sr.kind != SrKind::Lvm || self.free_bytes(sr_id)? >= LVM_EXTENT_BYTES;
+        let tracked = sr.logs().contains(id);
+        let made = sr.logs().snapshot(id, new, size, room && !fails, running);
+        let message = |body| CbtMessage { vdi: id, name: "VDI_CBT_SNAPSHOT_FAILED", body };
+        let message = if !made {
+            Some(message(format!("Creating CBT metadata log for disk {id} failed.")))
+        } else if unseen && tracked {
+            // The logs were in order, but the host that runs the disk could not be told: the new one goes again.
+            sr.logs().drop_log(id);
+            Some(message(format!("Creating CBT snapshot for {id} failed")))
+        } else {
+            None
+        };
+        sr.counted.forget();
         Ok((self.info(new)?, message))
     }
 
@@ -306,15 +328,20 @@ impl State {
         }
         let size = space::disk_size(kind, wanted)?;
         let needed = match kind {
-            SrKind::Lvm if !vdi.deflated => space::full_vhd_volume(size) - space::full_vhd_volume(old),
+            // A volume that was deflated is a full one afterwards.
+            SrKind::Lvm if size > old => space::full_vhd_volume(size).saturating_sub(self.vdi_bytes(kind, vdi)),
             SrKind::LvmRaw => size - old,
             _ => 0,
         };
         self.require(sr_id, needed)?;
-        self.vdi_mut(id)?.size = size;
+        let vdi = self.vdi_mut(id)?;
+        vdi.deflated &= size == old;
+        vdi.size = size;
+        let fails = vdi.takes_fault(CbtFault::Resize);
         let sr = self.sr(sr_id)?;
-        let grown = sr.logs().resize(id, size);
-        if grown {
+        sr.counted.forget();
+        let tracked = sr.logs().contains(id);
+        if !(fails && tracked) && sr.logs().resize(id, size) {
             return Ok((size, None));
         }
         sr.logs().drop_log(id);
@@ -323,13 +350,21 @@ impl State {
     }
 
     pub(super) fn destroy(&mut self, folder: &Path, id: Uuid) -> Result<(), SrError> {
+        if self.bases.contains_key(&id) {
+            return Err(SrError::not_a_leaf());
+        }
         let Some(vdi) = self.vdis.get(&id) else { return Ok(()) };
         if vdi.readers + vdi.writers > 0 {
             return Err(SrError::in_use());
         }
-        let sr = vdi.sr;
+        let (sr, top) = (vdi.sr, vdi.top);
         self.vdis.remove(&id);
+        if let Some(top) = top {
+            self.drop_leaf(top);
+        }
         self.sr(sr)?.logs().delete(id);
+        self.sr(sr)?.counted.forget();
+        self.mark_moved(sr, id);
         self.collect_garbage(folder, sr);
         Ok(())
     }
@@ -343,7 +378,11 @@ impl State {
         if vdi.readers + vdi.writers > 0 {
             return Err(SrError::in_use());
         }
-        self.vdi_mut(id)?.top = None;
+        if let Some(top) = self.vdi_mut(id)?.top.take() {
+            self.drop_leaf(top);
+        }
+        self.sr(sr)?.counted.forget();
+        self.mark_moved(sr, id);
         self.collect_garbage(folder, sr);
         Ok(())
     }
@@ -360,6 +399,7 @@ impl State {
         }
         if !enable {
             sr.logs().disable(id);
+            sr.counted.forget();
             return Ok(());
         }
         if sr.kind == SrKind::Lvm && self.free_bytes(vdi.sr)? < LVM_EXTENT_BYTES {
@@ -367,6 +407,8 @@ impl State {
             return Err(SrError::backend(457, text, Some("There is insufficient space")));
         }
         sr.logs().enable(id, vdi.size, vdi.writers > 0);
+        let made = sr.logs().get(id).map_or(0, |log| usage::log_bytes(sr.kind, log.file_bytes()));
+        sr.counted.add(made, 0);
         Ok(())
     }
 
@@ -378,6 +420,12 @@ impl State {
     pub(super) fn lose_change_log(&mut self, id: Uuid) -> Result<(), SrError> {
         let sr = self.vdi(id)?.sr;
         self.sr(sr)?.logs().drop_log(id);
+        self.sr(sr)?.counted.forget();
+        Ok(())
+    }
+
+    pub(super) fn fail_cbt(&mut self, id: Uuid, fault: CbtFault) -> Result<(), SrError> {
+        self.vdi_mut(id)?.cbt_faults.push(fault);
         Ok(())
     }
 
@@ -388,12 +436,28 @@ impl State {
             vdi.readers += 1;
             return Ok(None);
         }
-        vdi.writers += 1;
-        if vdi.writers > 1 {
+        if vdi.writers > 0 {
+            vdi.writers += 1;
             return Ok(None);
         }
-        let sr = vdi.sr;
-        let dropped = self.sr(sr)?.logs().activate(id);
+        let (sr, deflated, size) = (vdi.sr, vdi.deflated, vdi.size);
+        let kind = self.sr(sr)?.kind;
+        if deflated && kind == SrKind::Lvm {
+            // A volume that is written has to have room for every block.
+            let present = self.vdi_bytes(kind, self.vdi(id)?);
+            let more = space::full_vhd_volume(size).saturating_sub(present);
+            self.require(sr, more).map_err(|_| SrError::no_space_to_attach())?;
+            self.sr(sr)?.counted.forget();
+        }
+        let vdi = self.vdi_mut(id)?;
+        vdi.writers += 1;
+        (vdi.deflated, vdi.inflated) = (false, deflated);
+        let fails = vdi.takes_fault(CbtFault::Inconsistent);
+        let sr = self.sr(sr)?;
+        let dropped = sr.logs().activate(id, fails);
+        if dropped {
+            sr.counted.forget();
+        }
         Ok(dropped.then(|| CbtMessage {
             vdi: id,
             name: "VDI_CBT_METADATA_INCONSISTENT",
@@ -409,8 +473,11 @@ impl State {
         }
         vdi.writers = vdi.writers.saturating_sub(1);
         if vdi.writers == 0 {
+            // A snapshot's volume is made small again.
+            vdi.deflated |= std::mem::take(&mut vdi.inflated);
             let sr = vdi.sr;
             self.sr(sr)?.logs().deactivate(id);
+            self.sr(sr)?.counted.forget();
         }
         Ok(())
     }
@@ -422,62 +489,4 @@ impl State {
         self.sr(sr)?.logs().crash(id, lost == LostBits::SinceAttach);
         Ok(())
     }
-
-    // Base copies
-
-    /// Removes layers that nothing uses, and joins base copies that have only one child with it.
-    pub(super) fn collect_garbage(&mut self, folder: &Path, sr: Uuid) {
-        if !self.sr(sr).is_ok_and(|sr| sr.collects_garbage) {
-            return;
-        }
-        loop {
-            let mut children: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-            for (&id, layer) in self.layers.iter().filter(|(_, layer)| layer.sr == sr) {
-                children.entry(id).or_default();
-                if let Some(parent) = layer.parent {
-                    children.entry(parent).or_default().push(id);
-                }
-            }
-            for top in self.vdis.values().filter_map(|vdi| vdi.top) {
-                children.remove(&top);
-            }
-            let unused = children.iter().find(|(_, above)| above.is_empty()).map(|(&id, _)| id);
-            if let Some(id) = unused {
-                self.layers.remove(&id);
-                continue;
-            }
-            let single = children.iter().find_map(|(&id, above)| match above.as_slice() {
-                &[child] => Some((id, child)),
-                _ => None,
-            });
-            let Some((base, child)) = single else { return };
-            if !self.join(folder, base, child) {
-                return;
-            }
-        }
-    }
-
-    /// Makes one layer of a base copy and its only child; gives whether that worked. The lesser of the two is copied.
-    fn join(&mut self, folder: &Path, base: u64, child: u64) -> bool {
-        let (Some(mut below), Some(mut above)) = (self.layers.remove(&base), self.layers.remove(&child)) else {
-            return false;
-        };
-        let upward = below.own_page_count() <= above.own_page_count();
-        let done = if upward { above.absorb_below(folder, &mut below) } else { below.absorb_above(folder, &mut above) };
-        if let Err(error) = done {
-            tracing::error!(%error, "a base copy could not be merged and stays");
-            self.layers.insert(base, below);
-            self.layers.insert(child, above);
-            return false;
-        }
-        above.parent = below.parent;
-        // The child's number stays: disks and layers above refer to it.
-        self.layers.insert(child, if upward { above } else { below });
-        true
-    }
-}
-
-/// What a change log takes.
-fn log_bytes(kind: SrKind, file_bytes: u64) -> u64 {
-    if kind == SrKind::Lvm { LVM_EXTENT_BYTES } else { file_bytes }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::Archived;
 use crate::core::Core;
 use crate::methods;
-use crate::model::{Database, NULL, Value, new_uuid};
+use crate::model::{Database, NULL, Value, new_ref, new_uuid};
 use crate::rpc::{Failure, Outcome};
 
 /// What the client asked for.
@@ -13,8 +13,11 @@ use crate::rpc::{Failure, Outcome};
 pub(crate) struct Wishes {
     /// `restore=true`: the uuids and addresses of the archive are kept.
     pub(crate) restore: bool,
-    /// `force=true`: a living VM of the same uuid is replaced, missing disks are skipped.
+    /// `force=true`: a halted VM of the same uuid is replaced whatever its version, one that runs is skipped, missing
+    /// disks are skipped, and a failure leaves behind what was made until then.
     pub(crate) force: bool,
+    /// `dry_run=true`: everything is checked and nothing is made.
+    pub(crate) dry_run: bool,
     /// Where new disks go; `None` for an import of records only, whose disks have to be there.
     pub(crate) sr: Option<String>,
 }
@@ -22,7 +25,7 @@ pub(crate) struct Wishes {
 /// What an import has made.
 #[derive(Debug, Default)]
 pub(crate) struct Created {
-    /// References of the VMs that are no snapshots, in the order of the archive.
+    /// References of the VMs in the order of the archive: of those that are no snapshots, unless all are.
     pub(crate) vms: Vec<String>,
     /// New disks whose content is in the archive: their names there, their references here.
     pub(crate) disks: Vec<(String, String)>,
@@ -60,14 +63,16 @@ const NOT_TAKEN: &[&str] = &[
     "snapshot_schedule",
 ];
 
-/// Makes everything; on a failure nothing is left of it. A VM that was replaced stays replaced.
+/// Makes everything; on a failure nothing is left of it, unless it was forced. A VM that was replaced stays replaced.
 pub(crate) fn create(core: &Core, archive: &[Archived], wishes: &Wishes) -> Outcome<Created> {
     let mut created = Created::default();
     let done = make(core, archive, wishes, &mut created);
     match done {
         Ok(()) => Ok(created),
         Err(failure) => {
-            remove(core, &created);
+            if !wishes.force {
+                remove(core, &created);
+            }
             Err(failure)
         }
     }
@@ -92,14 +97,7 @@ fn make(core: &Core, archive: &[Archived], wishes: &Wishes, created: &mut Create
     let mut table: HashMap<String, String> = HashMap::new();
     let of = |class: &'static str| archive.iter().filter(move |object| object.class == class);
     if wishes.restore {
-        // Before anything is made: a VM in the way can end the import.
-        for object in of("VM") {
-            replace(&mut core.db(), object, wishes.force)?;
-        }
-    }
-    for object in of("network") {
-        let network = network(&mut core.db(), object, created);
-        table.insert(object.id.clone(), network);
+        check_seeds(&core.db(), archive)?;
     }
     for object in of("VDI") {
         if let Some(vdi) = disk(core, archive, object, wishes, created)? {
@@ -107,19 +105,43 @@ fn make(core: &Core, archive: &[Archived], wishes: &Wishes, created: &mut Create
         }
     }
     let mut db = core.db();
+    let mut all = Vec::new();
     for object in of("VM") {
+        let replaced = match in_the_way(&db, object, wishes)? {
+            InTheWay::Nothing => None,
+            InTheWay::Halted(vm) => Some(vm),
+            InTheWay::Skip => continue,
+        };
+        if wishes.dry_run {
+            // A reference of nothing: what refers to it is checked all the same.
+            table.insert(object.id.clone(), new_ref());
+            continue;
+        }
+        if let Some(old) = replaced {
+            remove_record(&mut db, &old);
+        }
         let vm = vm(&mut db, object, wishes, created);
+        all.push(vm.clone());
         table.insert(object.id.clone(), vm);
     }
     let lookup = |id: &str| table.get(id).cloned().unwrap_or_else(|| NULL.to_owned());
+    for object in of("VBD") {
+        check_device(object, archive, &table)?;
+    }
+    if wishes.dry_run {
+        return Ok(());
+    }
     for object in of("VM") {
         let vm = lookup(&object.id);
         for tie in ["snapshot_of", "parent"] {
             db.set("VM", &vm, tie, lookup(object.text(tie)));
         }
-        if !object.value("is_a_snapshot").is_some_and(Value::as_bool) {
-            created.vms.push(vm);
-        }
+    }
+    let own: Vec<String> = all.iter().filter(|vm| !db.flag("VM", vm, "is_a_snapshot")).cloned().collect();
+    created.vms = if own.is_empty() { all } else { own };
+    let mut networks: HashMap<String, String> = HashMap::new();
+    for object in of("network") {
+        networks.insert(object.id.clone(), network(&mut db, object, created));
     }
     for object in of("VBD") {
         let (vm, vdi) = (lookup(object.text("VM")), lookup(object.text("VDI")));
@@ -131,13 +153,20 @@ fn make(core: &Core, archive: &[Archived], wishes: &Wishes, created: &mut Create
         let values = ["userdevice", "bootable", "mode", "type", "unpluggable", "other_config"];
         let metrics = db.create("VBD_metrics", Vec::new());
         let mut fields = taken(object, &values);
+        if wishes.restore {
+            if db.by_uuid("VBD", object.text("uuid")).is_ok() {
+                continue;
+            }
+            fields.extend(taken(object, &["uuid"]));
+        }
         fields.extend([("VM", vm.into()), ("VDI", vdi.into()), ("empty", empty.into()), ("metrics", metrics.into())]);
         let vbd = db.create("VBD", fields);
         created.made.push(("VBD", vbd));
     }
     for object in of("VIF") {
-        let (vm, network) = (lookup(object.text("VM")), lookup(object.text("network")));
-        if vm == NULL || network == NULL {
+        let network = networks.get(object.text("network")).cloned().unwrap_or_else(|| NULL.to_owned());
+        let vm = lookup(object.text("VM"));
+        if vm == NULL || network == NULL || (wishes.restore && db.by_uuid("VIF", object.text("uuid")).is_ok()) {
             continue;
         }
         let mac = if wishes.restore {
@@ -147,6 +176,9 @@ fn make(core: &Core, archive: &[Archived], wishes: &Wishes, created: &mut Create
             format!("02:00:5e:{a:02x}:{b:02x}:{c:02x}")
         };
         let mut fields = taken(object, &["device", "MTU", "other_config", "locking_mode"]);
+        if wishes.restore {
+            fields.extend(taken(object, &["uuid"]));
+        }
         fields.extend([("VM", vm.into()), ("network", network.into()), ("MAC", mac.into())]);
         let vif = db.create("VIF", fields);
         created.made.push(("VIF", vif));
@@ -169,34 +201,86 @@ fn taken<'a>(object: &Archived, names: &[&'a str]) -> Vec<(&'a str, Value)> {
     names.iter().filter_map(|name| Some((*name, object.value(name)?.clone()))).collect()
 }
 
-/// A living VM of the same uuid loses its record: its disks stay as orphans, `snapshot_of` of its snapshots dangles.
-fn replace(db: &mut Database, object: &Archived, force: bool) -> Outcome<()> {
-    let Ok(vm) = db.by_uuid("VM", object.text("uuid")) else { return Ok(()) };
+/// `DUPLICATE_MAC_SEED` if another VM than the one that is restored has the addresses of an archived one.
+fn check_seeds(db: &Database, archive: &[Archived]) -> Outcome<()> {
+    let origin_of_archived = |object: &Archived| {
+        let tie = object.text("snapshot_of");
+        let original = archive.iter().find(|known| known.class == "VM" && known.id == tie);
+        original.map_or_else(|| db.text("VM", tie, "uuid"), |original| original.text("uuid").to_owned())
+    };
+    for object in archive.iter().filter(|object| object.class == "VM") {
+        let config = object.value("other_config").cloned().unwrap_or(Value::Nil);
+        let Some(seed) = config.member("mac_seed").map(Value::as_str) else { continue };
+        let snapshot = object.value("is_a_snapshot").is_some_and(Value::as_bool);
+        let origin = if snapshot { origin_of_archived(object) } else { object.text("uuid").to_owned() };
+        for vm in db.refs("VM") {
+            if db.map_value("VM", &vm, "other_config", "mac_seed").is_none_or(|known| known != seed) {
+                continue;
+            }
+            let known = if db.flag("VM", &vm, "is_a_snapshot") { db.text("VM", &vm, "snapshot_of") } else { vm };
+            if origin.is_empty() || db.text("VM", &known, "uuid") != origin {
+                return Err(Failure::new("DUPLICATE_MAC_SEED", [seed]));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is already where a VM is to be restored to.
+enum InTheWay {
+    Nothing,
+    /// A VM that is replaced.
+    Halted(String),
+    /// A VM that runs, which a forced import leaves alone.
+    Skip,
+}
+
+fn in_the_way(db: &Database, object: &Archived, wishes: &Wishes) -> Outcome<InTheWay> {
+    let found = db.by_uuid("VM", object.text("uuid")).ok().filter(|_| wishes.restore);
+    let Some(vm) = found else { return Ok(InTheWay::Nothing) };
     let state = db.text("VM", &vm, "power_state");
     if state != "Halted" {
-        return Err(Failure::new("VM_BAD_POWER_STATE", [vm, "Halted".to_owned(), state]));
+        return match wishes.force {
+            true => Ok(InTheWay::Skip),
+            false => Err(Failure::new("VM_BAD_POWER_STATE", [vm, "Halted".to_owned(), state])),
+        };
     }
     let (existing, new) = (db.int("VM", &vm, "version"), object.value("version").map_or(0, Value::as_int));
-    if existing >= new && !force {
+    if existing >= new && !wishes.force {
         let params = [vm, existing.to_string(), new.to_string()];
         return Err(Failure::new("VM_TO_IMPORT_IS_NOT_NEWER_VERSION", params));
     }
+    Ok(InTheWay::Halted(vm))
+}
+
+/// A disk that was attached has to be there.
+fn check_device(object: &Archived, archive: &[Archived], table: &HashMap<String, String>) -> Outcome<()> {
+    let attached = object.value("currently_attached").is_some_and(Value::as_bool);
+    if !attached || table.contains_key(object.text("VDI")) || !table.contains_key(object.text("VM")) {
+        return Ok(());
+    }
+    let vm = archive.iter().find(|known| known.class == "VM" && known.id == object.text("VM"));
+    let ejectable = object.text("type") == "CD" && vm.is_some_and(|vm| vm.text("domain_type") == "hvm");
+    if ejectable { Ok(()) } else { Err(Failure::bare("IMPORT_ERROR_ATTACHED_DISKS_NOT_FOUND")) }
+}
+
+/// A VM that is replaced loses its record: its disks stay as orphans, `snapshot_of` of its snapshots dangles.
+fn remove_record(db: &mut Database, vm: &str) {
     for (class, field) in [("VBD", "VBDs"), ("VIF", "VIFs"), ("VTPM", "VTPMs")] {
-        for part in db.set_of("VM", &vm, field) {
+        for part in db.set_of("VM", vm, field) {
             db.destroy(class, &part);
         }
     }
     for (class, field) in [("VM_metrics", "metrics"), ("VM_guest_metrics", "guest_metrics")] {
-        let part = db.text("VM", &vm, field);
+        let part = db.text("VM", vm, field);
         db.destroy(class, &part);
     }
-    db.destroy("VM", &vm);
-    Ok(())
+    db.destroy("VM", vm);
 }
 
-/// The network of that bridge or, failing that, of that name; a new one otherwise.
+/// The network of that name or, failing that, of that bridge; a new one otherwise.
 fn network(db: &mut Database, object: &Archived, created: &mut Created) -> String {
-    for field in ["uuid", "bridge", "name_label"] {
+    for field in ["name_label", "bridge"] {
         if let Some(network) = db.refs_where("network", field, object.text(field)).into_iter().next() {
             return network;
         }
@@ -218,16 +302,20 @@ fn disk(
     let disc = source.is_some_and(|sr| sr.text("content_type") == "iso");
     let Some(sr) = wishes.sr.as_ref().filter(|_| !disc) else {
         let db = core.db();
-        let there = db.by_uuid("VDI", object.text("uuid")).or_else(|failure| {
-            db.refs_where("VDI", "location", object.text("location")).into_iter().next().ok_or(failure)
-        });
-        return match there {
-            Ok(vdi) => Ok(Some(vdi)),
-            Err(_) if disc || wishes.force => Ok(None),
-            Err(_) => match source.map(|sr| db.by_uuid("SR", sr.text("uuid"))) {
-                Some(Ok(sr)) => Err(Failure::new("VDI_LOCATION_MISSING", [sr.as_str(), object.text("location")])),
-                _ => Err(Failure::bare("VDI_CONTENT_ID_MISSING")),
-            },
+        let location = object.text("location");
+        let candidates = db.refs_where("VDI", "location", location);
+        if disc {
+            let library = |vdi: &String| db.text("SR", &db.text("VDI", vdi, "SR"), "content_type") == "iso";
+            return Ok(candidates.into_iter().find(library));
+        }
+        let known = source.and_then(|sr| db.by_uuid("SR", sr.text("uuid")).ok());
+        let there =
+            candidates.into_iter().find(|vdi| known.as_ref().is_some_and(|sr| db.text("VDI", vdi, "SR") == *sr));
+        return match (there, known) {
+            (Some(vdi), _) => Ok(Some(vdi)),
+            (None, _) if wishes.force => Ok(None),
+            (None, Some(sr)) => Err(Failure::new("VDI_LOCATION_MISSING", [sr.as_str(), location])),
+            (None, None) => Err(Failure::bare("VDI_CONTENT_ID_MISSING")),
         };
     };
     let size = u64::try_from(object.value("virtual_size").map_or(0, Value::as_int)).unwrap_or_default();
@@ -248,8 +336,16 @@ fn vm(db: &mut Database, object: &Archived, wishes: &Wishes, created: &mut Creat
         .map(|(name, value)| (name.as_str(), value.clone()))
         .collect();
     fields.push(("metrics", metrics.into()));
+    // Counts how often it was restored.
+    let version = if wishes.restore { object.value("version").map_or(0, Value::as_int) + 1 } else { 0 };
+    fields.push(("version", Value::Int(version)));
     if wishes.restore {
         fields.push(("uuid", object.text("uuid").into()));
+    }
+    // The guest learns that its disks are not the ones that it knew.
+    if !object.text("generation_id").is_empty() && !object.value("is_a_template").is_some_and(Value::as_bool) {
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        fields.push(("generation_id", format!("{}:{}", high >> 1, low >> 1).into()));
     }
     let vm = db.create("VM", fields);
     if !wishes.restore {

@@ -54,6 +54,12 @@ impl Recording {
         Some(Answer { start, headers, body: body.trim_end_matches('\n').as_bytes().to_vec() })
     }
 
+    /// Whether the recorded server closed the connection without an answer, or gave none for as long as the client
+    /// waited.
+    pub fn is_silent(&self) -> bool {
+        self.response.starts_with("[nothing")
+    }
+
     /// References in the request, in the order of their first mention.
     pub fn references(&self) -> Vec<String> {
         let text = format!("{}\n{}", self.request_head.join("\n"), self.request_body);

@@ -25,7 +25,8 @@ impl World {
     pub async fn new(steps: &[&str]) -> Self {
         let kind = if steps.contains(&"no-vhd") { SrKind::Large } else { SrKind::Ext };
         let options = SimOptions {
-            hosts: if steps.contains(&"member") { 2 } else { 1 },
+            hosts: if steps.contains(&"member") || steps.contains(&"mute-member") { 2 } else { 1 },
+            hardware_virtualisation: !steps.contains(&"no-hvm"),
             srs: vec![SrSpec::new("lab-file-sr", kind)],
             vms: vec![VmSpec { vifs: 0, ..VmSpec::new("lab-vm").disk(DiskSpec::new(DISK)) }],
             plain_http: true,
@@ -69,7 +70,7 @@ impl World {
             return;
         }
         match step {
-            "member" | "slow" | "no-vhd" | "nbd-off" => {}
+            "member" | "mute-member" | "starting" | "no-hvm" | "slow" | "no-vhd" | "nbd-off" => {}
             "marked" => {
                 let vm = self.role("vm").await;
                 self.ok("VM.add_to_other_config", &[json!(vm), json!("lab"), json!("yes")]).await;

@@ -11,6 +11,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -134,6 +135,60 @@ impl Backend for LocalFolder {
         .boxed()
     }
 
+    fn put_new<'a>(&'a self, name: &'a str, data: Bytes) -> BoxFuture<'a, io::Result<()>> {
+        let (place, target) = (self.clone(), self.root.join(name));
+        blocking(move || {
+            let folder = place.root.join(TEMPORARY);
+            place.make(&folder)?;
+            let (mut file, temporary) = create_locked(&folder)?;
+            let mut written = || {
+                file.write_all(&data)?;
+                file.sync_all()?;
+                let folder = target.parent().unwrap_or(Path::new("/"));
+                place.make(folder)?;
+                match fs::hard_link(&temporary, &target) {
+                    Err(error) if has_no_links(&error) && !target.try_exists()? => fs::rename(&temporary, &target)?,
+                    Err(error) if has_no_links(&error) => return Err(io::ErrorKind::AlreadyExists.into()),
+                    linked => linked?,
+                }
+                sync_folder(folder)
+            };
+            let written = written();
+            // Another name of the same file, or what was not written; the next writer's clean-up finds what stays.
+            let _ = fs::remove_file(&temporary);
+            written
+        })
+        .boxed()
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<()>> {
+        let path = self.root.join(name);
+        blocking(move || match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        })
+        .boxed()
+    }
+
+    fn modified<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<SystemTime>> {
+        let path = self.root.join(name);
+        blocking(move || fs::metadata(path)?.modified()).boxed()
+    }
+
+    fn now<'a>(&'a self) -> BoxFuture<'a, io::Result<SystemTime>> {
+        let place = self.clone();
+        blocking(move || {
+            let folder = place.root.join(TEMPORARY);
+            place.make(&folder)?;
+            // A file server stamps its files with its own clock.
+            let (file, temporary) = create_locked(&folder)?;
+            let now = file.metadata().and_then(|metadata| metadata.modified());
+            fs::remove_file(temporary)?;
+            now
+        })
+        .boxed()
+    }
+
     fn local_path(&self, name: &str) -> Option<PathBuf> {
         Some(self.root.join(name))
     }
@@ -245,6 +300,11 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether the file system can not give a file two names.
+fn has_no_links(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied)
+}
+
 fn create_unless_there(folder: &Path) -> io::Result<()> {
     match fs::create_dir(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -335,6 +395,23 @@ mod tests {
         fs::remove_dir_all(folder.path().join("packs")).unwrap();
         put(&backend, "packs/ab/c", Bytes::from_static(b"c")).await.unwrap();
         assert_eq!(get(&backend, "packs/ab/c", 1).await.unwrap(), b"c");
+    }
+
+    #[tokio::test]
+    async fn of_two_objects_of_one_name_the_first_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = LocalFolder::new(folder.path());
+        let before = backend.now().await.unwrap();
+        backend.put_new("sweeps/1/intent", Bytes::from_static(b"first")).await.unwrap();
+        let error = backend.put_new("sweeps/1/intent", Bytes::from_static(b"second")).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(get(&backend, "sweeps/1/intent", 10).await.unwrap(), b"first");
+        assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+        let (then, after) = (backend.modified("sweeps/1/intent").await.unwrap(), backend.now().await.unwrap());
+        assert!(before <= then && then <= after, "{before:?} {then:?} {after:?}");
+        backend.remove("sweeps/1/intent").await.unwrap();
+        backend.remove("sweeps/1/intent").await.unwrap();
+        assert!(backend.list("sweeps").await.unwrap().is_empty());
     }
 
     #[tokio::test]

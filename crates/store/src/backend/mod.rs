@@ -98,6 +98,15 @@ pub(crate) async fn put(backend: &dyn Backend, name: &str, data: Bytes) -> io::R
     upload.finish().await
 }
 
+/// Whether there is an object of this name.
+pub(crate) async fn exists(backend: &dyn Backend, name: &str) -> io::Result<bool> {
+    match backend.length(name).await {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads a whole object of at most `limit` bytes.
 pub(crate) async fn get(backend: &dyn Backend, name: &str, limit: usize) -> io::Result<Vec<u8>> {
     let length = backend.length(name).await?;

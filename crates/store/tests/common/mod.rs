@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
+pub mod world;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -1,14 +1,16 @@
 //! One call with everything that may happen to it: a session that ended, a busy pool, a coordinator that moved.
 
+use super::search::{self, Search};
 use super::{Session, State, login};
-use crate::error::{ApiFailure, Retry, XenApiError};
+use crate::error::{ApiFailure, Phase, Retry, XenApiError};
 use crate::failure_class::FailureClass;
 use crate::generated::ErrorCode;
 use crate::model::Repeat;
 use crate::value::Value;
 use ring::rand::SecureRandom;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// The pause before the first repetition of a call that met a busy pool; it doubles each time.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
@@ -16,13 +18,25 @@ const BUSY_PAUSE: Duration = Duration::from_millis(200);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// What was already done about a call's failures: each remedy is tried once.
+/// What was already done about a call's failures.
 #[derive(Default)]
 struct Remedies {
-    renewed: bool,
     resent: bool,
-    searched: bool,
     busy: u32,
+    /// Since when the pool has been away for this call. Answers to other calls do not reset it, so that a pool that
+    /// answers now and then is not waited for for ever.
+    away: Option<Instant>,
+    /// Passes over all hosts so far, to log in again.
+    passes: u32,
+}
+
+impl Remedies {
+    /// How much longer the pool is waited for; `began` is when it stopped to answer.
+    fn left(&mut self, began: Instant, limit: Duration) -> Duration {
+        let away = self.away.map_or(began, |away| away.min(began));
+        self.away = Some(away);
+        limit.saturating_sub(away.elapsed())
+    }
 }
 
 impl Session {
@@ -54,7 +68,8 @@ impl Session {
             let state = self.current(method)?;
             let document = state.document(method, &arguments)?;
             let answer = login::exchange(&state.client, document, method, wait, &self.inner.options.limits).await;
-            if answer.is_ok() {
+            // A host that says that it can not serve is as good as one that is silent.
+            if answer.as_ref().is_ok_and(|answer| !answer.as_ref().is_err_and(ApiFailure::is_away)) {
                 self.inner.outage.over();
             }
             match answer {
@@ -75,10 +90,13 @@ impl Session {
         remedies: &mut Remedies,
     ) -> Result<(), XenApiError> {
         let operation = || method.to_owned();
+        if failure.is_away() {
+            // The clock starts here.
+            self.left(remedies);
+        }
         match failure.code {
-            ErrorCode::SessionInvalid if !remedies.renewed => {
-                remedies.renewed = true;
-                self.renew(state, method).await?;
+            ErrorCode::SessionInvalid if self.may_renew(remedies) => {
+                self.renew_patiently(state, method, remedies).await?;
                 match repeat {
                     Repeat::Harmless => Ok(()),
                     Repeat::Never => Err(XenApiError::SessionInvalid { operation: operation() }),
@@ -86,16 +104,21 @@ impl Session {
             }
             ErrorCode::SessionInvalid => Err(XenApiError::SessionInvalid { operation: operation() }),
             // A former coordinator that is a member now begins nothing.
-            ErrorCode::HostIsSlave if !remedies.searched => {
-                remedies.searched = true;
-                self.renew(state, method).await
-            }
+            ErrorCode::HostIsSlave if self.may_renew(remedies) => self.renew_patiently(state, method, remedies).await,
             _ if goes_again(&failure, repeat) && remedies.busy + 1 < self.inner.options.limits.busy_attempts => {
                 let pause = jittered(pause_before(remedies.busy));
                 remedies.busy += 1;
                 tracing::debug!(method, %failure, ?pause, "the pool is busy");
                 tokio::time::sleep(pause).await;
                 Ok(())
+            }
+            // It began nothing and can not serve; by now, or soon, another host may be the coordinator.
+            _ if failure.is_away() && !self.left(remedies).is_zero() => {
+                let renewed = self.renew_patiently(state, method, remedies).await;
+                renewed.map_err(|cause| match cause.retry() {
+                    Retry::Later => XenApiError::of_failure(method, failure, &self.server()),
+                    _ => cause,
+                })
             }
             _ => Err(XenApiError::of_failure(method, failure, &self.server())),
         }
@@ -117,28 +140,39 @@ impl Session {
             remedies.resent = true;
             return Ok(());
         }
-        if remedies.searched {
+        if !self.may_renew(remedies) {
             return Err(error);
         }
         tracing::debug!(%error, "the coordinator does not answer, its members are asked");
-        let mut pauses = 0;
+        // What went wrong first says more than what goes wrong while looking for another coordinator.
+        self.renew_patiently(state, "login", remedies).await.map_err(|_| error)
+    }
+
+    /// How much longer a call waits for a pool that is away.
+    fn left(&self, remedies: &mut Remedies) -> Duration {
+        remedies.left(self.inner.outage.began(), self.inner.options.timeouts.outage)
+    }
+
+    /// Whether a call may log in (again): once in any case, and then as long as the pool is waited for.
+    fn may_renew(&self, remedies: &mut Remedies) -> bool {
+        remedies.passes == 0 || !self.left(remedies).is_zero()
+    }
+
+    /// Logs in again, pass after pass over all hosts while the pool is away. The time counts from before the first one.
+    async fn renew_patiently(&self, state: &State, method: &str, remedies: &mut Remedies) -> Result<(), XenApiError> {
         loop {
-            let renewed = self.renew(state, "login").await;
-            let limit = self.inner.options.timeouts.outage;
-            match renewed {
-                Ok(()) => {
-                    remedies.searched = true;
-                    return Ok(());
-                }
+            let left = self.left(remedies);
+            let number = remedies.passes;
+            remedies.passes = number.saturating_add(1);
+            if let Some(before) = number.checked_sub(1) {
+                tokio::time::sleep(jittered(pause_before(before)).min(left)).await;
+            }
+            match self.renew(state, method, number, self.left(remedies)).await {
+                Ok(()) => return Ok(()),
                 // Logged out, refused, another pool: no time helps.
-                Err(cause) if cause.retry() != Retry::Later => return Err(error),
-                // What went wrong first says more than what goes wrong while looking for another coordinator.
-                Err(_) if self.inner.outage.began().elapsed() >= limit => return Err(error),
+                Err(cause) if cause.retry() != Retry::Later || self.left(remedies).is_zero() => return Err(cause),
                 Err(cause) => tracing::debug!(%cause, "the pool is out of reach; it is asked again"),
             }
-            let left = limit.saturating_sub(self.inner.outage.began().elapsed());
-            tokio::time::sleep(jittered(pause_before(pauses)).min(left)).await;
-            pauses += 1;
         }
     }
 
@@ -150,25 +184,42 @@ impl Session {
         Ok(state)
     }
 
-    /// Logs in again, unless another call did so since `seen`.
+    /// Logs in again, unless another call did so since `generation`.
     pub(crate) async fn renew_since(&self, generation: u64, method: &str) -> Result<(), XenApiError> {
         let mut state = self.current(method)?;
         state.generation = generation;
-        self.renew(&state, method).await
+        self.renew_patiently(&state, method, &mut Remedies::default()).await
     }
 
-    async fn renew(&self, seen: &State, method: &str) -> Result<(), XenApiError> {
+    /// One pass over all hosts, at most one at a time: whoever waited for one that failed takes its result.
+    async fn renew(&self, seen: &State, method: &str, number: u32, left: Duration) -> Result<(), XenApiError> {
         let session = self.clone();
         let (seen, method) = (seen.clone(), method.to_owned());
+        let failed_before = self.inner.failed_passes.load(Ordering::SeqCst);
         // In a task of its own: a session that was opened is put in place even if the caller is gone, and a logout
         // waits for it.
         let renewal = async move {
-            let _turn = session.inner.renewing.lock().await;
+            let mut last_failure = session.inner.renewing.lock().await;
             if session.current(&method)?.generation != seen.generation {
                 return Ok(());
             }
             let (options, directory) = (&session.inner.options, &session.inner.directory);
-            let opened = login::reopen(options, directory, Some(&seen.client.endpoint)).await?;
+            if session.inner.failed_passes.load(Ordering::SeqCst) != failed_before {
+                let host = seen.client.endpoint.display_host();
+                let source = last_failure.as_str().into();
+                return Err(XenApiError::Connection { host, phase: Phase::Response, source });
+            }
+            let search = Search::again(options, directory, &seen.client.endpoint, number, left);
+            let opened = match search::run(search, &session.inner.background).await {
+                Ok(opened) => opened,
+                Err(error) => {
+                    if error.retry() == Retry::Later {
+                        *last_failure = error.to_string();
+                        session.inner.failed_passes.fetch_add(1, Ordering::SeqCst);
+                    }
+                    return Err(error);
+                }
+            };
             let renewed = State {
                 client: opened.client,
                 encoding: opened.encoding,
@@ -189,11 +240,16 @@ impl Session {
                 }
             };
             tracing::debug!(generation = seen.generation + 1, "logged in again");
+            // It let us in and told its hosts: other calls do not inherit the time of this outage.
+            session.inner.outage.over();
             // The pool may still know the old session.
             let limits = options.limits.clone();
             session.background(async move {
                 let _ = login::leave(&old, &limits).await;
             });
+            if directory.lacks_pins() {
+                session.learn_certificates();
+            }
             Ok(())
         };
         let renewing = self.inner.background.spawn_on(renewal, &self.inner.runtime);
@@ -219,4 +275,22 @@ pub(crate) fn jittered(pause: Duration) -> Duration {
         Err(_) => 255,
     };
     pause / 2 + (pause / 2).saturating_mul(share) / 255
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_call_counts_from_its_first_failure_whatever_other_calls_meet() {
+        let limit = Duration::from_secs(100);
+        let mut remedies = Remedies::default();
+        let first = Instant::now();
+        assert!(remedies.left(first, limit) <= limit);
+        // Another call was answered meanwhile, so that the outage of the session counts anew.
+        let later = first + Duration::from_secs(60);
+        assert!(remedies.left(later, limit) <= limit);
+        assert_eq!(remedies.away, Some(first));
+        assert_eq!(remedies.left(later, Duration::ZERO), Duration::ZERO);
+    }
 }

@@ -96,7 +96,17 @@ impl Directory {
 
     /// Whether a certificate is known for this host.
     pub(super) fn has_pin(&self, host: &str) -> bool {
-        self.lock().pins.hosts.contains_key(&normal(host))
+        self.pin_of(host).is_some()
+    }
+
+    /// The certificate that is known for this host.
+    pub(super) fn pin_of(&self, host: &str) -> Option<Sha256Fingerprint> {
+        self.lock().pins.hosts.get(&normal(host)).copied()
+    }
+
+    /// Whether there is a member whose certificate counts and is not known.
+    pub(super) fn lacks_pins(&self) -> bool {
+        self.is_pinned() && self.members().iter().any(|member| !self.has_pin(&member.address))
     }
 
     /// Takes over what the coordinator says about the pool's hosts. A certificate that contradicts a known one is not

@@ -1,6 +1,7 @@
 //! Logging in: at the coordinator or through a member, with a check that it is the right pool; and logging out.
 
 use super::directory::Directory;
+use super::search::{Asked, Search};
 use super::{ConnectOptions, Limits, Member, State};
 use crate::error::{Phase, XenApiError};
 use crate::generated::ErrorCode;
@@ -19,11 +20,44 @@ use std::time::Duration;
 /// Certificates that are asked for at the same time.
 const CERTIFICATES_AT_ONCE: usize = 8;
 
+/// How long one of them is waited for: the coordinator asks the host itself, which may be down.
+const CERTIFICATE_WAIT: Duration = Duration::from_secs(15);
+
 /// A session that was just opened.
 pub(super) struct Opened {
     pub(super) client: Arc<HttpClient>,
     pub(super) encoding: Encoding,
     pub(super) reference: session::Ref,
+}
+
+impl Opened {
+    fn state(&self) -> State {
+        State {
+            client: Arc::clone(&self.client),
+            encoding: self.encoding,
+            reference: self.reference.clone(),
+            generation: 0,
+            ended: false,
+        }
+    }
+
+    /// Ends a session that nobody uses.
+    pub(super) async fn leave(&self, limits: &Limits) {
+        if let Err(error) = leave(&self.state(), limits).await {
+            tracing::debug!(%error, "a session that is not used could not be ended");
+        }
+    }
+}
+
+/// Which hosts' certificates are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Certificates {
+    /// All: at the first login, to notice one that was changed.
+    All,
+    /// Of hosts without a known one.
+    Missing,
+    /// None: a host that just died would be waited for.
+    Known,
 }
 
 /// Sends one call to one host and reads the answer.
@@ -51,62 +85,36 @@ pub(super) async fn exchange(
     document.decode(method, &posted.body).map_err(failed)
 }
 
-/// Logs in at the first of the places where the coordinator may be that answers.
-pub(super) async fn open(options: &ConnectOptions, directory: &Directory) -> Result<Opened, XenApiError> {
-    reopen(options, directory, None).await
-}
-
-/// As [`open`]; `current` is where the coordinator was.
-pub(super) async fn reopen(
-    options: &ConnectOptions,
-    directory: &Directory,
-    current: Option<&Endpoint>,
+/// Logs in at one host, or at the coordinator that it names if that was not asked yet. Each may take `wait` for its
+/// answer.
+pub(super) async fn open_at(
+    search: &Search,
+    claims: &Asked,
+    asked: &Endpoint,
+    wait: Duration,
 ) -> Result<Opened, XenApiError> {
-    let mut first_error = None;
-    for candidate in directory.candidates(current) {
-        match open_at(options, directory, &candidate).await {
-            Ok(opened) => return Ok(opened),
-            // Only silence is a reason to ask another host: a refusal stays one everywhere.
-            Err(error) if error.is_silence() => {
-                tracing::debug!(%error, "this host does not answer");
-                first_error.get_or_insert(error);
-            }
-            // A member whose certificate was never learned can not be told from a stranger: it is not the one to ask.
-            Err(error @ (XenApiError::Certificate { .. } | XenApiError::UnknownHost { .. }))
-                if first_error.is_some() && directory.is_pinned() && !directory.has_pin(&candidate.host) =>
-            {
-                tracing::debug!(%error, "this host can not be verified");
-            }
-            Err(error) => return Err(first_error.unwrap_or(error)),
-        }
-    }
-    Err(first_error.unwrap_or(XenApiError::Url { url: options.url.clone(), reason: "it names no host" }))
-}
-
-/// Logs in at one host, or at the coordinator that it names.
-async fn open_at(options: &ConnectOptions, directory: &Directory, asked: &Endpoint) -> Result<Opened, XenApiError> {
-    let opened = match try_host(options, directory, asked).await? {
+    let (options, directory) = (&search.options, &search.directory);
+    let opened = match try_host(options, directory, asked, wait).await? {
         Outcome::Open(opened) => opened,
         Outcome::Member(coordinator) => {
             let follow = asked.at(&coordinator);
+            if !claims.claim(&follow) {
+                return Err(failing_over(&follow, "it was named as the coordinator and was asked before"));
+            }
             let unconfirmed = |found| XenApiError::HostIsSlave {
                 asked: asked.display_host(),
                 coordinator: follow.display_host(),
                 found,
             };
-            match try_host(options, directory, &follow).await {
+            match try_host(options, directory, &follow, wait).await {
                 Ok(Outcome::Open(opened)) => {
-                    let opened = checked(options, directory, opened).await?;
+                    let opened = checked(search, opened).await?;
                     return belongs(options, directory, asked, opened).await;
                 }
                 // Two hosts that take each other for the coordinator: a fail-over is going on.
                 Ok(Outcome::Member(_)) => {
-                    return Err(XenApiError::Connection {
-                        host: follow.display_host(),
-                        phase: Phase::Response,
-                        source: "it was named as the coordinator and says that it is not; a fail-over may be going on"
-                            .into(),
-                    });
+                    let says = "it was named as the coordinator and says that it is not; a fail-over may be going on";
+                    return Err(failing_over(&follow, says));
                 }
                 Err(XenApiError::Certificate { found, .. }) if !directory.has_pin(&follow.host) => {
                     return Err(unconfirmed(Some(found)));
@@ -116,7 +124,12 @@ async fn open_at(options: &ConnectOptions, directory: &Directory, asked: &Endpoi
             }
         }
     };
-    checked(options, directory, opened).await
+    checked(search, opened).await
+}
+
+/// Not an answer: the hosts do not agree yet on who is the coordinator.
+fn failing_over(host: &Endpoint, says: &'static str) -> XenApiError {
+    XenApiError::Connection { host: host.display_host(), phase: Phase::Response, source: says.into() }
 }
 
 /// What a host says to a login.
@@ -130,6 +143,7 @@ async fn try_host(
     options: &ConnectOptions,
     directory: &Directory,
     endpoint: &Endpoint,
+    wait: Duration,
 ) -> Result<Outcome, XenApiError> {
     let tls = directory.tls_for(endpoint)?;
     let client = Arc::new(HttpClient::new(endpoint.clone(), tls, options.timeouts.clone()));
@@ -145,7 +159,6 @@ async fn try_host(
         let arguments =
             [options.user.as_str(), options.password.expose(), "1.0", options.originator.as_str()].map(Value::from);
         let document = Document::new(*encoding, method, arguments.to_vec(), options.password.clone())?;
-        let wait = options.timeouts.read_call;
         answer = exchange(&client, document, method, wait, &options.limits).await.map_err(|failed| failed.error);
         used = *encoding;
         // Hosts without JSON-RPC answer its path with a status, or with something that is not JSON.
@@ -171,12 +184,12 @@ async fn try_host(
 }
 
 /// Checks that it is the known pool and learns its hosts; logs out again if that fails.
-async fn checked(options: &ConnectOptions, directory: &Directory, opened: Opened) -> Result<Opened, XenApiError> {
-    let state = state_of(&opened);
-    match learn(&state, options, directory).await {
+async fn checked(search: &Search, opened: Opened) -> Result<Opened, XenApiError> {
+    let certificates = if search.certificates { Certificates::All } else { Certificates::Known };
+    match learn(&opened.state(), &search.options, &search.directory, certificates).await {
         Ok(()) => Ok(opened),
         Err(error) => {
-            let _ = leave(&state, &options.limits).await;
+            opened.leave(&search.options.limits).await;
             Err(error)
         }
     }
@@ -198,22 +211,13 @@ async fn belongs(
     if by_address || by_certificate || (is_name && !directory.is_pinned()) {
         return Ok(opened);
     }
-    let _ = leave(&state_of(&opened), &options.limits).await;
+    let host = opened.client.endpoint.display_host();
+    opened.leave(&options.limits).await;
     Err(XenApiError::WrongPool {
-        host: opened.client.endpoint.display_host(),
+        host,
         expected: format!("the one of {}", asked.display_host()),
         found: directory.pool_uuid().unwrap_or_default(),
     })
-}
-
-fn state_of(opened: &Opened) -> State {
-    State {
-        client: Arc::clone(&opened.client),
-        encoding: opened.encoding,
-        reference: opened.reference.clone(),
-        generation: 0,
-        ended: false,
-    }
 }
 
 /// One read in a session that is not shared yet.
@@ -222,9 +226,9 @@ async fn read<T: FromValue>(
     options: &ConnectOptions,
     method: &str,
     arguments: &[Value],
+    wait: Duration,
 ) -> Result<T, XenApiError> {
     let document = state.document(method, arguments)?;
-    let wait = options.timeouts.read_call;
     let answer = exchange(&state.client, document, method, wait, &options.limits).await.map_err(|f| f.error)?;
     // At the first login the version is not known yet.
     let value = answer.map_err(|failure| XenApiError::of_failure(method, failure, &ServerVersion::default()))?;
@@ -232,23 +236,33 @@ async fn read<T: FromValue>(
 }
 
 /// Learns pool and hosts, with their certificates where those count.
-pub(super) async fn learn(state: &State, options: &ConnectOptions, directory: &Directory) -> Result<(), XenApiError> {
-    let pools: BTreeMap<pool::Ref, pool::Record> = read(state, options, "pool.get_all_records", &[]).await?;
+pub(super) async fn learn(
+    state: &State,
+    options: &ConnectOptions,
+    directory: &Directory,
+    certificates: Certificates,
+) -> Result<(), XenApiError> {
+    let wait = options.timeouts.read_call;
+    let pools: BTreeMap<pool::Ref, pool::Record> = read(state, options, "pool.get_all_records", &[], wait).await?;
     let (found, master) = pools.into_values().next().map(|pool| (pool.uuid, pool.master)).unwrap_or_default();
     if let Some(expected) = directory.pool_uuid()
         && expected != found
     {
         return Err(XenApiError::WrongPool { host: state.client.endpoint.display_host(), expected, found });
     }
-    let hosts: BTreeMap<host::Ref, host::Record> = read(state, options, "host.get_all_records", &[]).await?;
+    let hosts: BTreeMap<host::Ref, host::Record> = read(state, options, "host.get_all_records", &[], wait).await?;
     // Older members of a pool that is being upgraded follow the coordinator, so that one counts.
     let server = hosts.get(&master).map(|host| ServerVersion::of(&host.software_version)).unwrap_or_default();
     let members: Vec<Member> = futures::stream::iter(hosts)
         .map(|(host, record)| async move {
-            let fingerprint = match directory.is_pinned() {
-                true => certificate_of(state, options, &host).await,
-                false => None,
-            };
+            let known = directory.pin_of(&record.address);
+            let ask = directory.is_pinned()
+                && match certificates {
+                    Certificates::All => true,
+                    Certificates::Missing => known.is_none(),
+                    Certificates::Known => false,
+                };
+            let fingerprint = if ask { certificate_of(state, options, &host).await } else { known };
             Member { host, uuid: record.uuid, name: record.name_label, address: record.address, fingerprint }
         })
         .buffered(CERTIFICATES_AT_ONCE)
@@ -260,7 +274,8 @@ pub(super) async fn learn(state: &State, options: &ConnectOptions, directory: &D
 
 /// A host's certificate, told by the coordinator. A host that is down can not be asked, which is no failure.
 async fn certificate_of(state: &State, options: &ConnectOptions, host: &host::Ref) -> Option<Sha256Fingerprint> {
-    let pem: Result<String, _> = read(state, options, "host.get_server_certificate", &[host.to_value()]).await;
+    let wait = CERTIFICATE_WAIT.min(options.timeouts.read_call);
+    let pem: Result<String, _> = read(state, options, "host.get_server_certificate", &[host.to_value()], wait).await;
     match pem {
         Ok(pem) => leaf_of_pem(&pem).map(|der| Sha256Fingerprint::of(&der)),
         Err(error) => {

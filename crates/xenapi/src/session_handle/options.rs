@@ -21,9 +21,10 @@ pub struct Timeouts {
     pub send: Duration,
     /// The floor under the speed of bodies, of responses as of transfers in both directions.
     pub floor: Floor,
-    /// How long calls wait for a pool that is out of reach after a session was open (a restart of the toolstack, a
-    /// fail-over): those that are harmless to repeat, and all that were certainly not sent. Counted from the first
-    /// failure of any call; a pool that stays away longer fails at once. Zero: not at all.
+    /// How long calls wait for a pool that is away after a session was open (a restart of the toolstack, a fail-over in one
+    /// or more steps): those that are harmless to repeat, and all that were certainly not begun. Counted from the first
+    /// failure of any call, and for each call from its own; a pool that stays away longer fails at once. Zero: not at
+    /// all.
     pub outage: Duration,
 }
 

@@ -15,10 +15,39 @@ struct Life {
     agent_start_time: Option<String>,
 }
 
+impl Life {
+    fn of(record: &host::Record) -> Self {
+        let time = |key: &str| record.other_config.get(key).cloned();
+        Self { boot_time: time("boot_time"), agent_start_time: time("agent_start_time") }
+    }
+}
+
+/// Hosts that work needs, as they were before it was asked for: what [`host_lives`] saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostLives(BTreeMap<host::Ref, Option<Life>>);
+
+/// Looks at the hosts that work will need, before the work is asked for: a host that starts anew between the call and the
+/// first look at its task is noticed by that. Null references are left out. A host that can not be looked at counts
+/// from the first time that it can.
+pub async fn host_lives(session: &Session, hosts: &[host::Ref]) -> HostLives {
+    let mut lives = BTreeMap::new();
+    for host in hosts.iter().filter(|host| !host.is_null()) {
+        let life = match host::get_record(session, host).await {
+            Ok(record) => Some(Life::of(&record)),
+            Err(error) => {
+                tracing::debug!(%error, "a host can not be looked at");
+                None
+            }
+        };
+        lives.insert(host.clone(), life);
+    }
+    HostLives(lives)
+}
+
 /// Looks at hosts every now and then.
 pub(super) struct Watch<'a> {
     session: &'a Session,
-    hosts: &'a [host::Ref],
+    hosts: &'a HostLives,
     every: Duration,
     looked: Option<Instant>,
     first: BTreeMap<host::Ref, Life>,
@@ -26,17 +55,19 @@ pub(super) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     pub(super) fn new(session: &'a Session, options: &'a WaitOptions) -> Self {
-        Self { session, hosts: &options.hosts, every: options.host_check, looked: None, first: BTreeMap::new() }
+        let known = options.hosts.0.iter();
+        let first = known.filter_map(|(host, life)| Some((host.clone(), life.clone()?))).collect();
+        Self { session, hosts: &options.hosts, every: options.host_check, looked: None, first }
     }
 
-    /// The name of a host that is gone or has begun a new life since the first look, if it is time to look. A pool that
-    /// does not answer says nothing about its hosts.
+    /// The name of a host that is gone or has begun a new life, if it is time to look. A pool that does not answer says
+    /// nothing about its hosts.
     pub(super) async fn gone(&mut self, resident: Option<&host::Ref>) -> Option<String> {
         if self.looked.is_some_and(|looked| looked.elapsed() < self.every) {
             return None;
         }
         self.looked = Some(Instant::now());
-        let mut hosts: Vec<&host::Ref> = resident.into_iter().chain(self.hosts).collect();
+        let mut hosts: Vec<&host::Ref> = resident.into_iter().chain(self.hosts.0.keys()).collect();
         hosts.retain(|host| !host.is_null());
         hosts.sort_unstable();
         hosts.dedup();
@@ -62,8 +93,7 @@ impl<'a> Watch<'a> {
                 Err(error) => return Err(error),
             }
         }
-        let time = |key: &str| record.other_config.get(key).cloned();
-        let life = Life { boot_time: time("boot_time"), agent_start_time: time("agent_start_time") };
+        let life = Life::of(&record);
         match self.first.get(host) {
             Some(first) if *first != life => Ok(Some(record.name_label)),
             Some(_) => Ok(None),

@@ -1,6 +1,6 @@
 //! JSON-RPC 2.0, and the answers of 1.0.
 
-use super::{FromValue, MOST_VALUES, Value};
+use super::{FromValue, LIST_WEIGHT, MAP_WEIGHT, MOST_VALUES, Value};
 use crate::error::BoxError;
 use serde::{Deserialize, Serialize};
 
@@ -66,8 +66,8 @@ pub(crate) fn decode_reply(document: &[u8], id: i64) -> Result<Result<Value, Vec
     }
 }
 
-/// How many values a document has at most, if it is JSON: one more than there are separators and opening brackets outside
-/// of texts.
+/// What the values of a document weigh at most, if it is JSON: there is one more than there are separators and opening
+/// brackets outside of texts.
 fn values(document: &[u8]) -> usize {
     let (mut in_text, mut escaped, mut count) = (false, false, 1_usize);
     for byte in document {
@@ -75,7 +75,9 @@ fn values(document: &[u8]) -> usize {
             _ if escaped => escaped = false,
             b'\\' => escaped = in_text,
             b'"' => in_text = !in_text,
-            b',' | b'[' | b'{' if !in_text => count += 1,
+            b',' if !in_text => count += 1,
+            b'[' if !in_text => count += LIST_WEIGHT,
+            b'{' if !in_text => count += MAP_WEIGHT,
             _ => {}
         }
     }
@@ -103,7 +105,8 @@ mod tests {
 
     #[test]
     fn values_are_counted_outside_of_texts() {
-        for (text, count) in [("1", 1), ("[1,2]", 3), (r#"{"a,[{":"\\\",,","b":[]}"#, 4)] {
+        let nested = 2 + MAP_WEIGHT + LIST_WEIGHT;
+        for (text, count) in [("1", 1), ("[1,2]", 2 + LIST_WEIGHT), (r#"{"a,[{":"\\\",,","b":[]}"#, nested)] {
             assert_eq!(values(text.as_bytes()), count, "{text}");
         }
     }

@@ -33,9 +33,15 @@ pub enum Value {
     Map(BTreeMap<String, Value>),
 }
 
-/// Values (or elements) in one answer. An honest answer of 256 MiB has fewer; one of empty values would take many times
-/// its own length in memory.
+/// Values (or elements) in one answer, by their weight. An honest answer of 256 MiB has fewer; one of empty values would
+/// take many times its own length in memory.
 pub(crate) const MOST_VALUES: usize = 8 << 20;
+
+/// What a map weighs besides its members: it takes room for eleven of them, however few it has.
+pub(crate) const MAP_WEIGHT: usize = 20;
+
+/// What a list weighs besides its members: it takes room for four of them.
+pub(crate) const LIST_WEIGHT: usize = 4;
 
 impl Value {
     /// What it is, for messages.

@@ -4,7 +4,7 @@
 //! and entities, takes dates as the texts that they are, and puts a mark in front of every text. The mark keeps texts
 //! of blanks only and empty names of members, both of which the crate would lose; it is taken off afterwards.
 
-use super::{MOST_VALUES, Value};
+use super::{LIST_WEIGHT, MAP_WEIGHT, MOST_VALUES, Value};
 use crate::error::BoxError;
 use std::io::Cursor;
 use xmlrpc::{Request, Transport};
@@ -114,7 +114,11 @@ fn prepare(text: &str) -> Result<String, XmlError> {
         let name = tag.trim_start_matches(['<', '/']).trim_end_matches(['>', '/']).trim();
         let closing = tag.starts_with("</");
         if !closing {
-            elements += 1;
+            elements += match name {
+                "struct" => MAP_WEIGHT,
+                "data" => LIST_WEIGHT,
+                _ => 1,
+            };
             if elements > MOST_VALUES {
                 return Err(XmlError::Elements);
             }

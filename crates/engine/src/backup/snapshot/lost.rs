@@ -1,21 +1,24 @@
-//! Taking the snapshot when answers get lost: its name tells whether it was made (X05, X06).
+//! Taking the snapshot when answers get lost and hosts go away: its name tells whether it was made (X05, X06, X07).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use xenvault_xenapi::{Session, XenApiError, vdi, vm};
+use xenvault_xenapi::{ErrorCode, Session, XenApiError, host, tasks, vbd, vdi, vm};
 
 use super::super::prerequisites::Ground;
 use crate::EngineError;
-use crate::pool::{Doing as _, await_task_on, is_gone};
+use crate::pool::{Doing as _, await_task_on, is_busy, is_gone, is_live};
 use crate::run::Run;
 
-/// A second attempt is made only where the first one is known to have come to nothing.
-const ATTEMPTS: u32 = 3;
+/// A snapshot that came to nothing is asked for again for so long: the restart of a toolstack is over by then.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// After the pool has no snapshot of the VM under way any more, it is looked for so often, with these pauses in
 /// milliseconds: the task may be gone a moment before its result is to be seen.
 const PAUSES: [u64; 5] = [0, 200, 1000, 3000, 5000];
+
+/// How often to look at a VM that is busy.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why there is no snapshot.
 pub(super) enum Failed {
@@ -31,66 +34,150 @@ impl From<EngineError> for Failed {
     }
 }
 
-/// Takes the snapshot. The second value tells whether it was asked for more than once.
-pub(super) async fn make(run: &Run, ground: &Ground, vm: &vm::Ref, name: &str) -> Result<(vm::Ref, bool), Failed> {
-    let session = run.session();
-    let mut attempt = 1;
-    loop {
-        let host = vm::get_resident_on(session, vm).await.doing("read the VM's host")?;
-        let started = vm::snapshot_async(session, vm, name, &[]).await;
-        let (options, journal) = (run.engine.options(), run.journal()?);
-        let taken = await_task_on::<vm::Ref>(session, journal, options, "VM.snapshot", vec![host], started).await;
-        let error = match taken {
-            Ok(reference) => return Ok((reference, attempt > 1)),
-            Err(error) if error.is_lost_answer() || matches!(error, XenApiError::TaskStalled { .. }) => error,
-            Err(error) => return Err(Failed::Pool(error)),
-        };
-        tracing::info!(%error, name, "the answer to the snapshot was lost, it is looked for by its name");
-        if let Some(reference) = find(run, vm, name).await? {
-            return Ok((reference, attempt > 1));
-        }
-        warn_of_strays(run, ground).await?;
-        // One that stalled was cancelled, and may still come: it is not asked for twice.
-        if attempt == ATTEMPTS || matches!(error, XenApiError::TaskStalled { .. }) {
-            return Err(Failed::Pool(error));
-        }
-        attempt += 1;
+/// What a failed attempt means.
+enum Verdict {
+    /// Whether there is a snapshot is not known, and if there is none the next attempt can succeed.
+    Look,
+    /// Whether there is a snapshot is not known, and it may still come: it is not asked for twice.
+    LookOnly,
+    /// Nothing was begun: the VM is busy with something else.
+    Wait,
+    /// There is none, and there will be none.
+    Final,
+}
+
+fn verdict(error: &XenApiError) -> Verdict {
+    match error {
+        XenApiError::TaskStalled { .. } => Verdict::LookOnly,
+        error if error.is_lost_answer() => Verdict::Look,
+        // The coordinator lost the host that does the work: the VM's own.
+        error if matches!(error.code(), Some(ErrorCode::CannotContactHost | ErrorCode::HostOffline)) => Verdict::Look,
+        error if is_busy(error) => Verdict::Wait,
+        _ => Verdict::Final,
     }
 }
 
-/// The snapshot of that name, once the pool is not at work on one any more.
-async fn find(run: &Run, vm: &vm::Ref, name: &str) -> Result<Option<vm::Ref>, EngineError> {
+/// Takes the snapshot. The second value tells whether another one may appear under its name.
+pub(super) async fn make(run: &Run, ground: &Ground, vm: &vm::Ref, name: &str) -> Result<(vm::Ref, bool), Failed> {
     let session = run.session();
-    let deadline = Instant::now() + run.engine.options().operation_wait;
+    let began = Instant::now();
+    let mut again = false;
+    loop {
+        let host = vm::get_resident_on(session, vm).await.doing("read the VM's host")?;
+        let hosts = tasks::host_lives(session, std::slice::from_ref(&host)).await;
+        let started = vm::snapshot_async(session, vm, name, &[]).await;
+        let (options, journal) = (run.engine.options(), run.journal()?);
+        let error = match await_task_on::<vm::Ref>(session, journal, options, "VM.snapshot", hosts, started).await {
+            Ok(reference) => return Ok((reference, again)),
+            Err(error) => error,
+        };
+        let verdict = verdict(&error);
+        match verdict {
+            Verdict::Final => return Err(Failed::Pool(error)),
+            Verdict::Wait if began.elapsed() < options.operation_wait => {
+                tracing::info!(%error, "the VM is busy, its snapshot waits");
+                tokio::time::sleep(BUSY_PAUSE).await;
+                continue;
+            }
+            Verdict::Wait => return Err(Failed::Pool(error)),
+            Verdict::Look | Verdict::LookOnly => {}
+        }
+        tracing::info!(%error, name, "whether the snapshot was taken is not known, it is looked for by its name");
+        let found = find(run, ground, vm, name).await?;
+        if let Some(reference) = found.complete {
+            return Ok((reference, again || found.others));
+        }
+        warn_of_strays(run, ground).await?;
+        if let Some(reference) = found.incomplete {
+            // Its disks are counted, which ends the run, and the clean-up removes it.
+            return Ok((reference, true));
+        }
+        if !host.is_null() && !is_live(session, &host).await {
+            let host =
+                host::get_record(session, &host).await.map_or_else(|_| host.as_str().to_owned(), |it| it.name_label);
+            return Err(Failed::Here(EngineError::HostDown { host, source: Box::new(error) }));
+        }
+        if matches!(verdict, Verdict::LookOnly) || began.elapsed() >= PATIENCE {
+            return Err(Failed::Pool(error));
+        }
+        again = true;
+    }
+}
+
+/// What bears the name.
+#[derive(Default)]
+struct Found {
+    /// The newest one with all disks.
+    complete: Option<vm::Ref>,
+    /// One that lacks disks.
+    incomplete: Option<vm::Ref>,
+    /// There are more.
+    others: bool,
+}
+
+/// Looks for snapshots of that name, until one is complete or it is clear that there will be none.
+async fn find(run: &Run, ground: &Ground, vm: &vm::Ref, name: &str) -> Result<Found, EngineError> {
+    let session = run.session();
+    let began = Instant::now();
     let mut pauses = PAUSES.iter();
     loop {
         let record = vm::get_record(session, vm).await.doing("see what is done with the VM")?;
+        // A coordinator that starts anew forgets what was under way, so that this alone does not say "complete".
         let busy = record.current_operations.values().any(|operation| *operation == vm::Operations::Snapshot);
-        let found = by_name(session, vm, name).await?;
-        match found.as_slice() {
-            [] => {}
-            // Complete only when the operation has ended.
-            [reference] if !busy => return Ok(Some(reference.clone())),
-            [_] => {}
-            several => return Err(EngineError::SeveralSnapshots { name: name.to_owned(), count: several.len() }),
+        let found = by_name(session, ground, vm, name).await?;
+        if !busy && found.complete.is_some() {
+            return Ok(found);
         }
-        let pause = if busy && Instant::now() < deadline { Some(&1000) } else { pauses.next() };
-        let Some(pause) = pause else { return Ok(found.into_iter().next()) };
-        tokio::time::sleep(Duration::from_millis(*pause)).await;
+        let pause = match busy {
+            true if began.elapsed() >= run.engine.options().operation_wait => {
+                let waited = began.elapsed();
+                return Err(EngineError::SnapshotUnderWay { vm: record.name_label, waited });
+            }
+            true => BUSY_PAUSE,
+            false => match pauses.next() {
+                Some(pause) => Duration::from_millis(*pause),
+                None => return Ok(found),
+            },
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
-async fn by_name(session: &Session, vm: &vm::Ref, name: &str) -> Result<Vec<vm::Ref>, EngineError> {
-    let mut found = Vec::new();
+async fn by_name(session: &Session, ground: &Ground, vm: &vm::Ref, name: &str) -> Result<Found, EngineError> {
+    let mut complete = Vec::new();
+    let mut found = Found::default();
+    let mut count = 0;
     for reference in vm::get_by_name_label(session, name).await.doing("look for the snapshot")? {
-        match vm::get_snapshot_of(session, &reference).await {
-            Ok(of) if of == *vm => found.push(reference),
-            Ok(_) => {}
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(error).doing("look for the snapshot"),
+        let record = match vm::get_record(session, &reference).await {
+            Err(error) if is_gone(&error) => continue,
+            other => other.doing("look for the snapshot")?,
+        };
+        if !record.is_a_snapshot || record.snapshot_of != *vm {
+            continue;
+        }
+        count += 1;
+        if disks(session, &record).await? == ground.disks.len() {
+            complete.push((record.snapshot_time.unix_seconds(), reference));
+        } else {
+            found.incomplete = Some(reference);
         }
     }
+    found.others = count > 1;
+    found.complete = complete.into_iter().max_by_key(|(taken, _)| *taken).map(|(_, reference)| reference);
     Ok(found)
+}
+
+/// How many disks a snapshot has.
+async fn disks(session: &Session, snapshot: &vm::Record) -> Result<usize, EngineError> {
+    let mut count = 0;
+    for reference in &snapshot.vbds {
+        match vbd::get_record(session, reference).await {
+            Err(error) if is_gone(&error) => {}
+            Ok(vbd) => count += usize::from(vbd.type_ == vbd::Type::Disk && !vbd.vdi.is_null()),
+            Err(error) => return Err(error).doing("read the snapshot's devices"),
+        }
+    }
+    Ok(count)
 }
 
 /// A toolstack that dies in the middle of a snapshot leaves those disks that it had taken by then, without a VM and

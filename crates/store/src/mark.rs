@@ -1,0 +1,210 @@
+//! Marking what points refer to: one bit per entry of the index, over the segments of one moment.
+//!
+//! A page that is marked was read already, by this point or another, so what points share is read once. Memory: one bit
+//! per chunk of the repository and one page per read under way.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use xenvault_store_format::{
+    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, IndexEntry, LeafPage, NodePage, PackId, PointManifest,
+    decode_piece_list, level_of,
+};
+
+use crate::StoreError;
+use crate::index::Loaded;
+use crate::repository::Inner;
+
+/// Pages that are read at the same time.
+const PARALLEL: usize = 16;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    pub(crate) loaded: Arc<Loaded>,
+    bits: Vec<Vec<u64>>,
+    /// Pages that were read.
+    pub(crate) pages: u64,
+    /// Bytes of these pages.
+    pub(crate) read_bytes: u64,
+    /// Chunks of disks that no pack holds.
+    pub(crate) missing: u64,
+}
+
+/// What one pack holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Bytes of all its frames that the index knows.
+    pub(crate) total_bytes: u64,
+    /// Bytes of those that are marked.
+    pub(crate) live_bytes: u64,
+}
+
+/// A page or list that has to be read.
+enum Open {
+    Page(ChunkId, u8),
+    Pieces(BlobRef),
+}
+
+#[derive(PartialEq)]
+enum Marked {
+    New,
+    Before,
+    Unknown,
+}
+
+impl Marks {
+    /// Nothing is marked.
+    pub(crate) fn new(loaded: Arc<Loaded>) -> Self {
+        let bits = loaded.segments.iter().map(|segment| vec![0; segment.len().div_ceil(64)]).collect();
+        Self { loaded, bits, pages: 0, read_bytes: 0, missing: 0 }
+    }
+
+    /// Marks everything that a point refers to.
+    ///
+    /// # Errors
+    /// If a page or a list can not be read: what lies under it is then unknown. Chunks of disks are not read, and those
+    /// that are in no pack are counted.
+    pub(crate) async fn point(&mut self, repository: &Arc<Inner>, point: &PointManifest) -> Result<(), StoreError> {
+        let mut open = Vec::new();
+        for disk in &point.disks {
+            if let Some(root) = disk.map.root {
+                self.open_page(root, level_of(disk.map.virtual_size), &mut open);
+            }
+            disk.bitmap.iter().for_each(|bitmap| self.open_blob(bitmap, &mut open));
+        }
+        self.open_blob(&point.vm_config, &mut open);
+        let mut reading = FuturesUnordered::new();
+        loop {
+            while reading.len() < PARALLEL {
+                let Some(next) = open.pop() else { break };
+                let repository = Arc::clone(repository);
+                reading.push(async move {
+                    let read = match &next {
+                        Open::Page(id, _) => repository.chunk(id, ChunkKind::Map).await,
+                        Open::Pieces(blob) => repository.chunk(&blob.id, ChunkKind::Blob).await,
+                    };
+                    read.map(|bytes| (next, bytes))
+                });
+            }
+            let Some(read) = reading.next().await else { return Ok(()) };
+            let (what, bytes) = read?;
+            self.pages += 1;
+            self.read_bytes += bytes.len() as u64;
+            match what {
+                Open::Page(id, 0) => {
+                    let leaf = LeafPage::decode(&bytes).map_err(|error| page_error(&id, error))?;
+                    for chunk in leaf.entries().iter().filter_map(|entry| entry.chunk) {
+                        self.chunk(&chunk, ChunkKind::Data);
+                    }
+                }
+                Open::Page(id, level) => {
+                    let node = NodePage::decode(&bytes, level).map_err(|error| page_error(&id, error))?;
+                    node.present().for_each(|(_, child)| self.open_page(child, level - 1, &mut open));
+                }
+                Open::Pieces(blob) => {
+                    let pieces = decode_piece_list(&bytes, blob.length);
+                    for piece in pieces.map_err(|error| StoreError::format(&format!("blob {}", blob.id), error))? {
+                        self.chunk(&piece, ChunkKind::Blob);
+                    }
+                }
+            }
+        }
+    }
+
+    fn open_page(&mut self, id: ChunkId, level: u8, open: &mut Vec<Open>) {
+        // A page that is unknown is tried too: it may be known by the time that it is read, or be an error.
+        if self.set(&id, ChunkKind::Map) != Marked::Before {
+            open.push(Open::Page(id, level));
+        }
+    }
+
+    fn open_blob(&mut self, blob: &BlobRef, open: &mut Vec<Open>) {
+        let marked = self.set(&blob.id, ChunkKind::Blob);
+        if blob.length > BLOB_PIECE_BYTES as u64 && marked != Marked::Before {
+            open.push(Open::Pieces(*blob));
+        } else if marked == Marked::Unknown {
+            self.missing += 1;
+        }
+    }
+
+    fn chunk(&mut self, id: &ChunkId, kind: ChunkKind) {
+        if self.set(id, kind) == Marked::Unknown {
+            self.missing += 1;
+        }
+    }
+
+    /// Marks every copy of a chunk; of one that has a sound copy, the damaged ones are not needed.
+    fn set(&mut self, id: &ChunkId, kind: ChunkKind) -> Marked {
+        let loaded = Arc::clone(&self.loaded);
+        let copies: Vec<(usize, usize, IndexEntry)> = loaded
+            .segments
+            .iter()
+            .enumerate()
+            .filter_map(|(at, segment)| {
+                let number = segment.position(id)?;
+                segment.entry(number).filter(|entry| entry.kind == kind).map(|entry| (at, number, entry))
+            })
+            .collect();
+        let any_sound = copies.iter().any(|(_, _, entry)| loaded.is_sound(entry));
+        let mut marked = Marked::Unknown;
+        for (at, number, entry) in copies {
+            if any_sound && !loaded.is_sound(&entry) {
+                continue;
+            }
+            if let Some(word) = self.bits.get_mut(at).and_then(|bits| bits.get_mut(number / 64)) {
+                let bit = 1 << (number % 64);
+                let before = *word & bit != 0;
+                *word |= bit;
+                if marked == Marked::Unknown {
+                    marked = if before { Marked::Before } else { Marked::New };
+                }
+            }
+        }
+        marked
+    }
+
+    fn is_set(&self, segment: usize, number: usize) -> bool {
+        let word = self.bits.get(segment).and_then(|bits| bits.get(number / 64));
+        word.is_some_and(|word| word & (1 << (number % 64)) != 0)
+    }
+
+    /// What each pack holds and what of it is marked.
+    pub(crate) fn tallies(&self) -> HashMap<PackId, Tally> {
+        let mut tallies: HashMap<PackId, Tally> = HashMap::new();
+        for (at, segment) in self.loaded.segments.iter().enumerate() {
+            for (number, entry) in segment.entries() {
+                let tally = tallies.entry(entry.salt.pack_id()).or_default();
+                tally.total_bytes += u64::from(entry.placement.length);
+                if self.is_set(at, number) {
+                    tally.live_bytes += u64::from(entry.placement.length);
+                }
+            }
+        }
+        tallies
+    }
+
+    /// The marked entries of some packs, pack by pack in the order of segments. Memory: those of one segment.
+    pub(crate) fn marked_in<'a>(
+        &'a self,
+        wanted: impl Fn(&PackId) -> bool + 'a,
+    ) -> impl Iterator<Item = Vec<IndexEntry>> + 'a {
+        self.loaded.segments.iter().enumerate().filter_map(move |(at, segment)| {
+            if !segment.packs().any(|pack| wanted(&pack)) {
+                return None;
+            }
+            let marked =
+                segment.entries().filter(|(number, entry)| self.is_set(at, *number) && wanted(&entry.salt.pack_id()));
+            let mut entries: Vec<IndexEntry> = marked.map(|(_, entry)| entry).collect();
+            // In the order of the medium.
+            entries.sort_by_key(|entry| (entry.salt.pack_id(), entry.placement.offset));
+            (!entries.is_empty()).then_some(entries)
+        })
+    }
+}
+
+fn page_error(id: &ChunkId, error: xenvault_store_format::FormatError) -> StoreError {
+    StoreError::format(&format!("map page {id}"), error)
+}
