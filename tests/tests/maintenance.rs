@@ -70,8 +70,12 @@ fn a_point_is_forgotten_taken_back_forgotten_again_and_swept() {
     assert_eq!(packs(&bench), before);
     assert!(!bench.repository().join("sweeps").exists());
 
+    // Without a word that nothing else runs nothing is done.
+    assert_fails(&maintain(&bench, &["sweep", "--confirm-many"]), 6, &["--alone", "--dry-run"]);
+    assert!(!bench.repository().join("sweeps").exists());
+
     // Announced and not due: too late to take it back, and nothing is gone.
-    let announced = done(&bench, &["sweep", "--confirm-many"]);
+    let announced = done(&bench, &["sweep", "--alone", "--confirm-many"]);
     assert!(announced["waiting"]["seconds_left"].as_f64().unwrap() > 170_000.0, "{announced}");
     assert_fails(&maintain(&bench, &["point", "undo", &first]), 1, &["can not be taken back any more"]);
     assert_eq!(packs(&bench), before);
@@ -88,7 +92,7 @@ fn a_sweep_removes_what_only_forgotten_points_need() {
     let second = bench.backup("web")["point"].as_str().unwrap().to_owned();
     let before = packs(&bench);
     done(&bench, &["point", "forget", &first]);
-    let report = done(&bench, &["sweep", "--grace", "0s", "--confirm-many"]);
+    let report = done(&bench, &["sweep", "--alone", "--grace", "0s", "--confirm-many"]);
     assert_eq!(report["ended"]["removed_points"][0], *first, "{report}");
     assert!(report["ended"]["removed_bytes"].as_u64().unwrap() > 4 << 20, "{report}");
     assert!(before.iter().any(|pack| !pack.exists()));
@@ -104,7 +108,8 @@ fn a_sweep_removes_what_only_forgotten_points_need() {
     );
     let mut program = bench.program("xenvault-restore");
     let told =
-        programs::finish(program.args(["sweep", "--grace", "0s"]).args(bench.repository_arguments()), "").unwrap();
+        programs::finish(program.args(["sweep", "--alone", "--grace", "0s"]).args(bench.repository_arguments()), "")
+            .unwrap();
     assert_eq!(told.code, Some(0), "{told:?}");
     assert!(told.stderr.contains("listing points") && told.stderr.contains("reading the maps"), "{told:?}");
 }

@@ -43,19 +43,33 @@ pub enum Command {
     )]
     Disk(DiskArguments),
     /// Lists points, forgets them, or takes that back
+    #[command(
+        after_help = "Example:\n    xenvault-restore point forget POINT --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Point {
         #[command(subcommand)]
         command: PointCommand,
     },
-    /// Removes forgotten points and whatever no point needs, while backups go on
+    /// Removes forgotten points and whatever no point needs
     ///
     /// What goes is announced first and removed by the next sweep after the grace period, so a sweep each day is two half
     /// sweeps. Nothing is removed if it is doubtful that all points are known. Interrupting it is harmless.
+    ///
+    /// In this release no backup, repair or other sweep may run at the same moment: --alone says that none does.
+    #[command(
+        after_help = "Example:\n    xenvault-restore sweep --repository /backup --passphrase-file ./passphrase --dry-run\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Sweep(SweepArguments),
     /// Checks that everything is there and whole, and tells which points, VMs and ranges of disks are hurt; ends with
     /// code 9 if something is
+    #[command(
+        after_help = "Example:\n    xenvault-restore verify --repository /backup --passphrase-file ./passphrase --sample 10\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Verify(VerifyArguments),
     /// Writes index segments and receipts again that were lost; never touches a pack or a point
+    #[command(
+        after_help = "Example:\n    xenvault-restore repair --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
     Repair(RepairArguments),
 }
 
@@ -94,6 +108,9 @@ pub struct SweepArguments {
     /// Show what would go, and touch nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// No backup, repair or other sweep works on the repository until this command has ended
+    #[arg(long)]
+    pub alone: bool,
     /// Time between announcement and removal, such as 48h, 3d, 90m or 0s; longer than the longest backup
     #[arg(long, value_name = "TIME", default_value = "48h", value_parser = time)]
     pub grace: Duration,
@@ -106,8 +123,8 @@ pub struct SweepArguments {
     /// More than a fifth of all points may go at once
     #[arg(long)]
     pub confirm_many: bool,
-    /// Go on without points that are gone though nobody has forgotten them
-    #[arg(long)]
+    /// Go on without points that are gone though nobody has forgotten them, however many they are
+    #[arg(long, requires = "confirm_many")]
     pub accept_lost_points: bool,
 }
 

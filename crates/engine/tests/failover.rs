@@ -49,9 +49,9 @@ async fn called(sim: &SimPool, method: &str, before: u64) {
     }
 }
 
-/// Three hosts, and a VM on the first one whose disk is quickly read.
+/// Three hosts, and a VM that runs on the first one.
 async fn three_hosts(size: u64) -> Lab {
-    let vms = vec![VmSpec::new("vm-1").disk(data_disk(size, size))];
+    let vms = vec![VmSpec::new("vm-1").disk(data_disk(size, size)).running()];
     Lab::new(SimOptions { hosts: 3, vms, ..Default::default() }).await
 }
 
@@ -64,8 +64,8 @@ async fn collect_tasks(lab: &Lab) {
     }
 }
 
-/// Moves the coordinator when a call of that name has been made, in the first backup and in the second one, which
-/// counts changes.
+/// Moves the coordinator when a call of that name has been made: in one moment in the first backup, and with a while in
+/// which the new one still boots in the second one, which counts changes.
 async fn move_at(method: &str) {
     let lab = three_hosts(16 * MIB).await;
     for host in [1, 2] {
@@ -73,7 +73,10 @@ async fn move_at(method: &str) {
         let sim = lab.sim.clone();
         let moved = async {
             called(&sim, method, before).await;
-            sim.move_coordinator(host).await.unwrap();
+            match host {
+                1 => sim.move_coordinator(host).await.unwrap(),
+                _ => sim.fail_over(host, Duration::from_secs(3)).await.unwrap(),
+            }
         };
         let (report, ()) = tokio::join!(lab.incremental(), moved);
         lab.assert_equals_guest(&report, "vm-1").await;

@@ -7,7 +7,9 @@ mod common;
 use std::path::Path;
 
 use bytes::Bytes;
-use common::{back_up, local, manifest, new_repository, noise, objects, passphrase, small_packs, writer};
+use common::{
+    back_up, local, manifest, new_repository, noise, objects, passphrase, read_disk, small_packs, write_disk, writer,
+};
 use futures::StreamExt as _;
 use xenvault_block::ByteRange;
 use xenvault_store::{DiskMapRef, DiskOptions, PointFilter, PointManifest, Repository, Secret, StoreError};
@@ -272,4 +274,34 @@ async fn calls_that_break_the_rules_are_refused_with_numbers() {
     assert!(matches!(past, StoreError::Misuse { .. }), "{past}");
     let unknown = xenvault_store::PointId::random();
     assert!(matches!(repository.point(&unknown).await, Err(StoreError::UnknownPoint { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_index_is_made_anew_with_every_copy_of_a_chunk() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = small_packs(folder.path()).await;
+    let content = noise(5, 600_000);
+    // Two who do not know of each other store the same.
+    let second = repository.reopen_on(local(folder.path())).unwrap();
+    let (one, other) = (writer(&repository).await, writer(&second).await);
+    let map = write_disk(&one, &content).await.map;
+    assert_eq!(write_disk(&other, &content).await.map, map);
+    for writer in [one, other] {
+        let config = writer.put_blob(b"{}").await.unwrap();
+        writer.publish(manifest(&[map], config)).await.unwrap();
+    }
+    let packs = objects(folder.path(), "packs");
+    assert!(packs.len() >= 4, "{}", packs.len());
+    std::fs::remove_dir_all(folder.path().join("index")).unwrap();
+    // Whichever pack is hurt, the other writer's copies are found.
+    for pack in packs {
+        let whole = std::fs::read(&pack).unwrap();
+        let mut hurt = whole.clone();
+        let middle = hurt.len() / 3;
+        hurt[middle] ^= 1;
+        std::fs::write(&pack, &hurt).unwrap();
+        let fresh = repository.reopen_on(local(folder.path())).unwrap();
+        assert!(read_disk(&fresh, &map).await == content, "{}", pack.display());
+        std::fs::write(&pack, &whole).unwrap();
+    }
 }

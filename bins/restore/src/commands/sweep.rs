@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::arguments::SweepArguments;
 use crate::maintenance::Screen;
+use crate::shell::exit::{Exit, Refusal};
 use crate::shell::output::Format;
 use crate::shell::progress::duration;
 use crate::shell::signals::{Ended, Signals};
@@ -12,6 +13,14 @@ use xenvault_block::ByteSize;
 use xenvault_store::{PointId, SweepOptions, SweepReport};
 
 pub async fn run(arguments: &SweepArguments, format: Format) -> Outcome {
+    if !arguments.alone && !arguments.dry_run {
+        let text =
+            "a sweep must not run beside a backup, a repair or another sweep of the same repository in this release: \
+                    chunks that the other one relies on could be removed. Make sure that none runs until the sweep has \
+                    ended, and say so with --alone; --dry-run needs nothing"
+                .to_owned();
+        return Err(Refusal { exit: Exit::Prerequisite, text }.into());
+    }
     let passphrase = arguments.repository.passphrase()?;
     let mut signals = Signals::take()?;
     let repository = arguments.repository.open_with(&passphrase).await?;

@@ -215,14 +215,14 @@ impl Index {
                 Err(error) => return Err(error),
             }
             if number + 1 == unknown.len() || learned.len() >= LEARN_PACKS || entries.len() >= LEARN_ENTRIES {
-                if !entries.is_empty() {
-                    let bytes = encode_index(keys, &entries);
+                // A segment holds one place of a chunk, and no copy may become unknown: one of them can be damaged.
+                for layer in tidy::layers(std::mem::take(&mut entries)) {
+                    let bytes = encode_index(keys, &layer);
                     let bytes = bytes.map_err(|error| StoreError::format(names::INDEX, error))?;
                     self.push(Segment::unpublished(keys, bytes).await?);
                 }
                 // Not before their chunks can be found, and nothing in between may end this call.
                 seen.packs.extend(learned.drain(..));
-                entries.clear();
             }
         }
         Ok(())

@@ -77,7 +77,7 @@ pub(super) fn covered(loaded: &Loaded) -> HashSet<PackId> {
 
 /// The entries in as many parts as the chunk with the most copies has: a segment holds one place of a chunk, and no
 /// copy may become unknown.
-fn layers(mut entries: Vec<IndexEntry>) -> Vec<Vec<IndexEntry>> {
+pub(super) fn layers(mut entries: Vec<IndexEntry>) -> Vec<Vec<IndexEntry>> {
     entries.sort_by_key(|entry| (entry.id, entry.salt.pack_id(), entry.placement.frame));
     entries.dedup();
     let mut layers: Vec<Vec<IndexEntry>> = Vec::new();
