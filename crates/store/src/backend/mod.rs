@@ -4,6 +4,7 @@
 
 mod bucket;
 mod local;
+pub mod signed;
 
 use std::fmt;
 use std::io;
