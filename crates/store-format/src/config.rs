@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use bincode::Options as _;
 
 use crate::wire::{Fields, checked_body, put_crc, put_preamble, record_options};
-use crate::{FormatError, Keys, RepositoryId};
+use crate::{FormatError, Immutability, Keys, RepositoryId};
 
 const WHAT: &str = "config";
 const MAGIC: &[u8; 8] = b"XVLTCONF";
@@ -27,8 +27,8 @@ pub struct Config {
     pub max_chunk_blocks: u16,
     /// Packs are closed when they reach this size in bytes.
     pub pack_target_bytes: u32,
-    /// What protects objects from being changed: `none` on a plain folder.
-    pub immutability: String,
+    /// What protects objects from being changed and removed.
+    pub immutability: Immutability,
 }
 
 impl Config {
@@ -40,7 +40,7 @@ impl Config {
             cut_bits: 4,
             max_chunk_blocks: 64,
             pack_target_bytes: 32 * 1024 * 1024,
-            immutability: "none".to_owned(),
+            immutability: Immutability::None,
         }
     }
 

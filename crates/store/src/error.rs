@@ -138,6 +138,12 @@ pub enum StoreError {
         /// The point.
         id: PointId,
     },
+    /// The store does not keep what the repository is to promise.
+    #[error("the store does not keep the promise of immutability, so it is not given")]
+    LockNotKept {
+        /// What was seen.
+        source: std::io::Error,
+    },
     /// The caller broke a rule of the call.
     #[error("{what}")]
     Misuse {

@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, KeySlot,
-    Keys, MasterKey, PackKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, Immutability, IndexEntry,
+    KdfParams, KeySlot, Keys, MasterKey, PackKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
 };
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
@@ -32,11 +32,13 @@ pub struct InitOptions {
     pub kdf: KdfParams,
     /// Packs are closed when they reach this size in bytes; 64 KiB to 32 MiB.
     pub pack_target_bytes: u32,
+    /// What is to protect the objects; locks are tried out before they are promised.
+    pub immutability: Immutability,
 }
 
 impl Default for InitOptions {
     fn default() -> Self {
-        Self { kdf: KdfParams::default(), pack_target_bytes: 32 * 1024 * 1024 }
+        Self { kdf: KdfParams::default(), pack_target_bytes: 32 * 1024 * 1024, immutability: Immutability::None }
     }
 }
 
@@ -55,6 +57,10 @@ pub(crate) struct Inner {
     pub(crate) pages: Cache<crate::map::Page>,
     pub(crate) data: Cache<Bytes>,
     pub(crate) sweeps: Sweeps,
+    /// Tombstones and sweeps are not looked at.
+    pub(crate) ignore_deletions: bool,
+    /// Whether objects are locked as promised when they are written here.
+    is_locking: bool,
     pool: WorkerPool,
 }
 
@@ -76,12 +82,22 @@ impl Repository {
     /// As [`Self::init`], on any backend; what is there is the caller's business.
     ///
     /// # Errors
-    /// [`StoreError::Full`] and [`StoreError::Backend`].
+    /// [`StoreError::Full`] and [`StoreError::Backend`]; [`StoreError::LockNotKept`] if the store does not keep what is
+    /// to be promised.
     pub async fn init_on(
         backend: Arc<dyn Backend>,
         passphrase: &Secret,
         options: InitOptions,
     ) -> Result<Self, StoreError> {
+        if let Immutability::ObjectLock { mode, seconds } = options.immutability {
+            match backend.probe_lock(mode).await {
+                Err(source) if source.kind() == std::io::ErrorKind::Unsupported => {
+                    return Err(StoreError::LockNotKept { source });
+                }
+                tried => tried.map_err(|error| StoreError::io("try locks in", "the store", error))?,
+            }
+            backend.lock(mode, std::time::Duration::from_secs(seconds));
+        }
         let repository = RepositoryId::random();
         let made = |error| StoreError::format(names::FIRST_KEY, error);
         let master = MasterKey::random().map_err(made)?;
@@ -91,6 +107,7 @@ impl Repository {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
+        config.immutability = options.immutability;
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
         for (name, bytes) in [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)] {
@@ -140,7 +157,25 @@ impl Repository {
         Self::assemble(backend, Arc::clone(&self.inner.keys), self.inner.config.clone())
     }
 
+    /// The same repository as if nobody had ever forgotten or swept anything in it: every point that is there is listed
+    /// as one. For reading only. Whoever has a datamover's key can write tombstones and sweeps, and hide points so.
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`] if no thread can be started.
+    pub fn without_deletions(&self) -> Result<Self, StoreError> {
+        let keys = Arc::clone(&self.inner.keys);
+        let mut opened = Self::assemble(Arc::clone(&self.inner.backend), keys, self.inner.config.clone())?;
+        if let Some(inner) = Arc::get_mut(&mut opened.inner) {
+            inner.ignore_deletions = true;
+        }
+        Ok(opened)
+    }
+
     fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
+        let is_locking = match config.immutability {
+            Immutability::ObjectLock { mode, seconds } => backend.lock(mode, std::time::Duration::from_secs(seconds)),
+            Immutability::None | Immutability::Broker => true,
+        };
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
         let (pages, data) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(DATA_CACHE_BYTES));
         Ok(Self {
@@ -152,6 +187,8 @@ impl Repository {
                 pages,
                 data,
                 sweeps: Sweeps::default(),
+                ignore_deletions: false,
+                is_locking,
                 pool,
             }),
         })
@@ -217,11 +254,28 @@ impl Repository {
     /// # Errors
     /// [`StoreError::Backend`] if the index can not be read.
     pub async fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
+        self.inner.writable()?;
         Writer::begin(Arc::clone(&self.inner), options).await
     }
 }
 
 impl Inner {
+    /// Whether this may be written to.
+    pub(crate) fn writable(&self) -> Result<(), StoreError> {
+        if self.ignore_deletions {
+            let what = "a repository that is read as if nothing was ever forgotten can only be read".to_owned();
+            return Err(StoreError::Misuse { what });
+        }
+        if !self.is_locking {
+            let promise = self.config.immutability;
+            let what = format!(
+                "the repository promises {promise}, and nothing is locked where it lies now: it can only be read here"
+            );
+            return Err(StoreError::Misuse { what });
+        }
+        Ok(())
+    }
+
     /// The plain bytes of a chunk: found, read, authenticated, unpacked, and hashed again to its id.
     pub(crate) async fn chunk(self: &Arc<Self>, id: &ChunkId, kind: ChunkKind) -> Result<Bytes, StoreError> {
         let mut copies = self.index.copies(id, kind);

@@ -5,19 +5,22 @@
 mod bucket;
 mod local;
 pub mod signed;
+mod versioned;
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use xenvault_store_format::LockMode;
 
 pub use bucket::{Bucket, BucketOptions, MAX_OBJECT_BYTES};
 pub use local::LocalFolder;
 pub(crate) use local::lock_folder;
+pub use versioned::{VersionedBucket, open_bucket};
 
 /// A place for objects.
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -81,6 +84,81 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Where this is, for messages.
     fn location(&self) -> PathBuf;
+
+    /// Whether what was overwritten or deleted can still be read, and is what counts.
+    fn keeps_versions(&self) -> bool {
+        false
+    }
+
+    /// From now on every object is locked when it is written, for this time and a quarter of it. Says whether this is a
+    /// place that does so.
+    fn lock(&self, _mode: LockMode, _period: Duration) -> bool {
+        false
+    }
+
+    /// Proves by trying that locks are kept here; [`io::ErrorKind::Unsupported`] with the reason if they are not.
+    fn probe_lock<'a>(&'a self, _mode: LockMode) -> BoxFuture<'a, io::Result<()>> {
+        let text = "objects can not be locked here: that takes a bucket with object lock";
+        std::future::ready(Err(io::Error::new(io::ErrorKind::Unsupported, text))).boxed()
+    }
+
+    /// A version of an object that came after the one that counts: 1 is the next one. `None` if there is none, or if it
+    /// is longer than `limit`. For names that somebody else can have taken first.
+    fn later_version<'a>(
+        &'a self,
+        _name: &'a str,
+        _number: usize,
+        _limit: usize,
+    ) -> BoxFuture<'a, io::Result<Option<Vec<u8>>>> {
+        std::future::ready(Ok(None)).boxed()
+    }
+
+    /// What protects an object, read back from the store.
+    fn protection<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, io::Result<Protection>> {
+        std::future::ready(Ok(Protection::None)).boxed()
+    }
+
+    /// Locks an object until then, or longer if it is locked already.
+    fn extend<'a>(&'a self, _name: &'a str, _mode: LockMode, _until: SystemTime) -> BoxFuture<'a, io::Result<()>> {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into())).boxed()
+    }
+
+    /// Objects below a folder (all of them for an empty name) that somebody has overwritten or deleted and that are read all the same.
+    fn disturbed<'a>(&'a self, _folder: &'a str) -> BoxFuture<'a, io::Result<Vec<Disturbed>>> {
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
+}
+
+/// What protects an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protection {
+    /// Nothing: whoever may write may also remove.
+    None,
+    /// The store refuses to remove it.
+    Locked {
+        /// How firmly.
+        mode: LockMode,
+        /// Until when, by the store's clock.
+        until: SystemTime,
+    },
+    /// It belongs to another user than the one that writes.
+    Sealed {
+        /// Whether the file system refuses changes to it, whoever asks.
+        immutable: bool,
+    },
+}
+
+/// An object that somebody has overwritten or deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Disturbed {
+    /// Its name.
+    pub object: String,
+    /// Versions that came after the one that counts.
+    pub younger: u64,
+    /// Markers of deletions.
+    pub deletions: u64,
 }
 
 /// An object on its way. Dropped before it is finished, it leaves nothing.
@@ -97,6 +175,19 @@ pub(crate) async fn put(backend: &dyn Backend, name: &str, data: Bytes) -> io::R
     let mut upload = backend.create(name).await?;
     upload.write(data).await?;
     upload.finish().await
+}
+
+/// Whether an object is locked and can not be removed yet.
+pub(crate) async fn is_held(backend: &dyn Backend, name: &str) -> io::Result<bool> {
+    if !backend.keeps_versions() {
+        return Ok(false);
+    }
+    match backend.protection(name).await {
+        Ok(Protection::Locked { until, .. }) => Ok(until > backend.now().await?),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether there is an object of this name.

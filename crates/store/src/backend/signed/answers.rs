@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use quick_xml::Reader;
 use quick_xml::events::Event;
+use xenvault_store_format::LockMode;
 
 /// The longest answer that is read.
 pub(crate) const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
@@ -52,6 +53,8 @@ pub struct Version {
     pub modified: SystemTime,
     /// Length in bytes; 0 of a marker.
     pub length: u64,
+    /// What the service made of its bytes: two versions with the same are the same.
+    pub tag: String,
 }
 
 /// A page of a list of versions.
@@ -62,25 +65,6 @@ pub struct VersionPage {
     pub versions: Vec<Version>,
     /// Whether there are more pages.
     pub truncated: bool,
-}
-
-/// How firm a lock is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LockMode {
-    /// Can be lifted by whoever has the permission to bypass it.
-    Governance,
-    /// Can be lifted by nobody who uses the service's interface.
-    Compliance,
-}
-
-impl LockMode {
-    /// As the service writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Governance => "GOVERNANCE",
-            Self::Compliance => "COMPLIANCE",
-        }
-    }
 }
 
 /// How long a version is kept.
@@ -173,6 +157,7 @@ pub fn version_page(body: &[u8]) -> Result<VersionPage, AnswerError> {
         id: Option<String>,
         modified: Option<SystemTime>,
         length: u64,
+        tag: String,
     }
     let (mut page, mut draft, mut is_list) = (VersionPage::default(), Draft::default(), false);
     walk(body, |path, text| {
@@ -194,6 +179,7 @@ pub fn version_page(body: &[u8]) -> Result<VersionPage, AnswerError> {
                     is_marker: kind == "DeleteMarker",
                     modified: draft.modified.ok_or(AnswerError::Field { field: "LastModified" })?,
                     length: draft.length,
+                    tag: draft.tag,
                 });
             }
             [kind, field] if kind == "Version" || kind == "DeleteMarker" => match field.as_str() {
@@ -203,6 +189,7 @@ pub fn version_page(body: &[u8]) -> Result<VersionPage, AnswerError> {
                 }
                 "VersionId" => draft.id = Some(text.to_owned()),
                 "LastModified" => draft.modified = Some(moment(text, "LastModified")?),
+                "ETag" => text.clone_into(&mut draft.tag),
                 "Size" => draft.length = text.parse().map_err(|_| AnswerError::Field { field: "Size" })?,
                 _ => {}
             },
@@ -306,7 +293,8 @@ mod tests {
     #[test]
     fn a_page_of_versions_is_read() {
         let page = version_page(PAGE.as_bytes()).unwrap();
-        let version = |id: &str, is_marker, modified, length| Version {
+        let version = |id: &str, is_marker, modified, length, tag: &str| Version {
+            tag: tag.to_owned(),
             key: "a/b c".to_owned(),
             id: id.to_owned(),
             is_marker,
@@ -317,8 +305,8 @@ mod tests {
         assert_eq!(
             page.versions,
             [
-                version("v2", true, "2026-11-22T10:00:01.5Z", 0),
-                version("v1", false, "2026-11-22T10:00:00Z", 17)
+                version("v2", true, "2026-11-22T10:00:01.5Z", 0, ""),
+                version("v1", false, "2026-11-22T10:00:00Z", 17, "\"x\"")
             ]
         );
     }

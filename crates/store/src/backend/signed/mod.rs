@@ -23,7 +23,7 @@ use self::signature::{Credentials, ToSign, amz_date, authorization, encoded_path
 use super::BucketOptions;
 
 pub use self::answers::{
-    AnswerError, LockMode, Retention, Version, VersionPage, lock_configuration, retention, version_page, versioning,
+    AnswerError, Retention, Version, VersionPage, lock_configuration, retention, version_page, versioning,
 };
 
 /// Requests at the same time: enough to hide the way there and back, few enough for a small gateway.
@@ -298,9 +298,9 @@ impl Signed {
             Err(error) if error.code() == "NoSuchObjectLockConfiguration" => Ok(None),
             // A bucket that knows no locks.
             Err(error) if matches!(error.code(), "InvalidRequest" | "ObjectLockConfigurationNotFoundError") => Ok(None),
-            answer => retention(&answer?.body)
-                .map(Some)
-                .map_err(|source| RequestError::Answer { request: what, source }),
+            answer => {
+                retention(&answer?.body).map(Some).map_err(|source| RequestError::Answer { request: what, source })
+            }
         }
     }
 

@@ -69,8 +69,7 @@ pub(super) fn authorization(credentials: &Credentials, request: &ToSign<'_>, mom
     let _ = write!(canonical, "\n{names}\n{}", request.payload);
     let day = moment.strftime("%Y%m%d").to_string();
     let scope = format!("{day}/{}/s3/aws4_request", credentials.region);
-    let to_sign =
-        format!("AWS4-HMAC-SHA256\n{}\n{scope}\n{}", amz_date(moment), sha256_hex(canonical.as_bytes()));
+    let to_sign = format!("AWS4-HMAC-SHA256\n{}\n{scope}\n{}", amz_date(moment), sha256_hex(canonical.as_bytes()));
     let first = Zeroizing::new(format!("AWS4{}", credentials.secret_key.as_str()));
     let key = [day.as_str(), &credentials.region, "s3", "aws4_request"]
         .into_iter()
@@ -139,7 +138,9 @@ mod tests {
     #[test]
     fn paths_and_queries_are_encoded_byte_by_byte() {
         assert_eq!(encoded_path("/a b/ä+~"), "/a%20b/%C3%A4%2B~");
-        assert_eq!(encoded_query(&[("versions", ""), ("prefix", "a/b c"), ("key-marker", "~")]),
-            "key-marker=~&prefix=a%2Fb%20c&versions=");
+        assert_eq!(
+            encoded_query(&[("versions", ""), ("prefix", "a/b c"), ("key-marker", "~")]),
+            "key-marker=~&prefix=a%2Fb%20c&versions="
+        );
     }
 }
