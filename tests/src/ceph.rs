@@ -3,7 +3,7 @@
 //! Monitor, storage daemon (in memory) and gateway run as the current user in a folder of their own, without systemd and
 //! without anything in `/etc`. They end with the value.
 
-use crate::Outcome;
+use crate::{Outcome, s3};
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -102,15 +102,38 @@ impl Ceph {
     /// Makes a bucket; with `lock` it keeps versions and can lock them.
     ///
     /// # Errors
-    /// What `curl` says.
+    /// What the service says.
     pub fn make_bucket(&self, name: &str, lock: bool) -> Outcome {
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--fail-with-body", "--request", "PUT"]);
-        curl.args(["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &format!("{ACCESS_KEY}:{SECRET_KEY}")]);
-        if lock {
-            curl.args(["--header", "x-amz-bucket-object-lock-enabled: true"]);
+        let lock: &[(&str, &str)] = if lock { &[("x-amz-bucket-object-lock-enabled", "true")] } else { &[] };
+        let path = format!("/{name}");
+        let request = s3::Request { method: "PUT", path: &path, headers: lock, ..s3::Request::default() };
+        self.client().expect(request).map(drop)
+    }
+
+    /// Makes a bucket keep old versions from now on.
+    ///
+    /// # Errors
+    /// What the service says.
+    pub fn keep_versions(&self, bucket: &str) -> Outcome {
+        let body = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+        let path = format!("/{bucket}");
+        let request = s3::Request {
+            method: "PUT",
+            path: &path,
+            query: "versioning=",
+            body: body.as_bytes(),
+            ..s3::Request::default()
+        };
+        self.client().expect(request).map(drop)
+    }
+
+    /// Requests of our own, with the keys of the first user.
+    pub fn client(&self) -> s3::Client {
+        s3::Client {
+            host: format!("127.0.0.1:{}", self.gateway_port),
+            access_key: ACCESS_KEY.to_owned(),
+            secret_key: SECRET_KEY.to_owned(),
         }
-        finish(curl.arg(format!("{}/{name}", self.endpoint())))
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {

@@ -5,6 +5,7 @@ pub mod ceph;
 pub mod clients;
 pub mod images;
 pub mod programs;
+pub mod s3;
 pub mod simulator;
 
 /// What the helpers return: any failure ends a test or the demo, so a text is enough.
