@@ -79,7 +79,8 @@ impl Client {
         let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("an answer without a head")?;
         let body = answer.split_off(end + 4);
         let head = String::from_utf8(answer)?;
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or("an answer without a status")?;
+        let status =
+            head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or("an answer without a status")?;
         Ok(Answer { status, head, body })
     }
 
