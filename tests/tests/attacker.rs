@@ -238,7 +238,7 @@ fn md5_of(bytes: &[u8]) -> String {
 
 /// The keys, by the passphrase that the datamover has.
 fn keys(bucket: &str) -> Keys {
-    let first = versions(OWNER, bucket).into_iter().filter(|(key, _)| key.ends_with("keys%2F1")).next_back().unwrap();
+    let first = versions(OWNER, bucket).into_iter().rfind(|(key, _)| key.ends_with("keys%2F1")).unwrap();
     let slot = get(WRITER, &format!("{bucket}/{FOLDER}/keys/1?versionId={}", first.1));
     let slot = KeySlot::decode(&slot).unwrap();
     let master = slot.unwrap(&passphrase()).unwrap().unwrap();

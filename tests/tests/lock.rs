@@ -26,12 +26,12 @@ async fn a_lock_is_promised_only_where_one_is_kept() {
         other => panic!("{other:?}"),
     };
     let plain = place(OWNER, "plain").await;
-    assert!(!plain.keeps_versions());
+    assert!(!plain.oldest_counts());
     refused(init(plain.clone(), "object-lock:compliance:1d").await.unwrap_err());
     assert!(plain.list("").await.unwrap().is_empty(), "nothing is left of a promise that was not given");
     // Who can remove nothing at all has proven nothing.
     let by_writer = place(WRITER, "promise").await;
-    assert!(by_writer.keeps_versions());
+    assert!(by_writer.oldest_counts());
     let reason = refused(init(by_writer, "object-lock:compliance:1d").await.unwrap_err());
     assert!(reason.contains("proves nothing"), "{reason}");
     let made = init(place(SWEEPER, "promise").await, "object-lock:governance:36h").await.unwrap();

@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 use xenvault_block::ByteRange;
-use xenvault_store::backend::{Backend, Bucket, BucketOptions};
+use xenvault_store::backend::{Backend, Bucket, BucketFault, BucketOptions, Patience};
 use xenvault_store::{
     DiskMapRef, DiskOptions, InitOptions, Level, PointDisk, PointFilter, PointId, PointManifest, Repository, Secret,
     StoreError, WriterOptions,
@@ -28,8 +28,10 @@ fn options(ceph: &Ceph, bucket: &str, folder: &str) -> BucketOptions {
         region: "us-east-1".to_owned(),
         access_key: ACCESS_KEY.to_owned(),
         secret_key: SECRET_KEY.to_owned().into(),
+        session_token: None,
         authority: None,
         clear_text: true,
+        patience: Patience { silence: Duration::from_secs(20), total: Duration::from_secs(30) },
     }
 }
 
@@ -41,6 +43,12 @@ fn ceph() -> Ceph {
     let ceph = Ceph::start().unwrap();
     ceph.make_bucket("backups", false).unwrap();
     ceph
+}
+
+/// What is wrong with a place.
+async fn fault(place: &Bucket) -> BucketFault {
+    let error = place.list("points").await.unwrap_err();
+    *error.into_inner().unwrap().downcast().unwrap()
 }
 
 fn passphrase() -> Secret {
@@ -211,14 +219,23 @@ async fn keys_that_do_not_fit_and_buckets_that_are_not_there_are_told_apart_from
     let mut wrong = options(&ceph, "backups", "one");
     wrong.secret_key = "not the secret".to_owned().into();
     let place = Bucket::s3(&wrong).unwrap();
+    assert!(matches!(fault(&place).await, BucketFault::WrongSecret { .. }));
     for error in [place.list("points").await.unwrap_err(), place.read("config", 0, 1).await.unwrap_err()] {
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
     }
     let error = Repository::open_on(Arc::new(place), &passphrase()).await.unwrap_err();
     assert!(matches!(error, StoreError::Backend { .. }), "{error:?}");
     assert!(!format!("{error:?}").contains("not the secret"));
+    wrong.access_key = "nobody".to_owned();
+    assert!(matches!(fault(&Bucket::s3(&wrong).unwrap()).await, BucketFault::UnknownKey { .. }));
     let nowhere = Bucket::s3(&options(&ceph, "no-such-bucket", "")).unwrap();
-    assert!(nowhere.list("points").await.is_err());
+    assert!(matches!(fault(&nowhere).await, BucketFault::NoBucket { .. }));
+    // Nothing may be concluded from it about an object, whatever is asked.
+    for error in [nowhere.length("config").await.unwrap_err(), nowhere.read("config", 0, 1).await.unwrap_err()] {
+        assert!(error.get_ref().unwrap().is::<BucketFault>() && error.kind() == ErrorKind::Other, "{error}");
+    }
+    let error = Repository::open_on(Arc::new(nowhere), &passphrase()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Backend { .. }), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,6 +29,12 @@ pub struct Config {
     pub pack_target_bytes: u32,
     /// What protects objects from being changed and removed.
     pub immutability: Immutability,
+    /// The service and folder that the next two were found out of, by trying; empty for a folder of a file system.
+    pub service: String,
+    /// Whether the service makes an object on the condition that there is none, and keeps to it.
+    pub conditional_put: bool,
+    /// Whether the service keeps what is overwritten or removed.
+    pub versioned: bool,
 }
 
 impl Config {
@@ -41,6 +47,9 @@ impl Config {
             max_chunk_blocks: 64,
             pack_target_bytes: 32 * 1024 * 1024,
             immutability: Immutability::None,
+            service: String::new(),
+            conditional_put: false,
+            versioned: false,
         }
     }
 
@@ -138,7 +147,9 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_config_are_fixed() {
-        let config = Config::new(keys().repository(), 1_700_000_000_000);
+        let mut config = Config::new(keys().repository(), 1_700_000_000_000);
+        config.service = "s3://bucket/folder".to_owned();
+        config.conditional_put = true;
         let bytes = config.encode(&keys()).unwrap();
         golden("config", &bytes);
         assert_eq!(StoredConfig::decode(&bytes).unwrap().verify(&keys()).unwrap(), config);

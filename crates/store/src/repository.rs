@@ -15,9 +15,11 @@ use crate::cache::Cache;
 use crate::index::Index;
 use crate::pool::WorkerPool;
 use crate::sweeps::Sweeps;
-use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, points};
+use crate::{
+    DiskReader, PlaceFacts, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, place, points,
+};
 
-const MAX_CONFIG_BYTES: usize = 128 * 1024;
+pub(crate) const MAX_CONFIG_BYTES: usize = 128 * 1024;
 const MAX_KEY_BYTES: usize = 4 * 1024;
 /// Memory for map pages that were read last.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
@@ -79,16 +81,21 @@ impl Repository {
         Self::init_on(Arc::new(LocalFolder::new(path)), passphrase, options).await
     }
 
-    /// As [`Self::init`], on any backend; what is there is the caller's business.
+    /// As [`Self::init`], on any backend. At a service, what it really does is found out in the folder and written down;
+    /// of a folder, what is there is the caller's business.
     ///
     /// # Errors
     /// [`StoreError::Full`] and [`StoreError::Backend`]; [`StoreError::LockNotKept`] if the store does not keep what is
-    /// to be promised.
+    /// to be promised; at a service also [`StoreError::NotEmpty`], [`StoreError::Within`], and [`StoreError::Unfit`] if it
+    /// does not keep what every repository needs.
     pub async fn init_on(
         backend: Arc<dyn Backend>,
         passphrase: &Secret,
         options: InitOptions,
     ) -> Result<Self, StoreError> {
+        if backend.service().is_some() || backend.oldest_counts() {
+            place::must_be_free(&*backend).await?;
+        }
         if let Immutability::ObjectLock { mode, seconds } = options.immutability {
             match backend.probe_lock(mode).await {
                 Err(source) if source.kind() == std::io::ErrorKind::Unsupported => {
@@ -108,11 +115,12 @@ impl Repository {
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
         config.immutability = options.immutability;
+        if backend.service().is_some() {
+            place::find_out(&*backend, &mut config).await?;
+        }
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
-        for (name, bytes) in [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)] {
-            put(&*backend, name, bytes.into()).await.map_err(|error| StoreError::io("write", name, error))?;
-        }
+        place::make(&*backend, [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)]).await?;
         Self::assemble(backend, Arc::new(keys), config)
     }
 
@@ -145,8 +153,40 @@ impl Repository {
         let master = unlock(&*backend, stored.repository(), passphrase).await?;
         let failed = |error| StoreError::format(names::CONFIG, error);
         let keys = Keys::derive(master, stored.repository()).map_err(failed)?;
-        let config = stored.verify(&keys).map_err(failed)?;
+        let mut config = stored.verify(&keys).map_err(failed)?;
+        if backend.service().is_some_and(|service| service != config.service) {
+            // It has moved here, by a copy of its objects.
+            Self::arrive(&*backend, &keys, &mut config).await?;
+        }
         Self::assemble(backend, Arc::new(keys), config)
+    }
+
+    /// Finds out what the service does that the repository is at now for the first time, and writes it down.
+    async fn arrive(backend: &dyn Backend, keys: &Keys, config: &mut Config) -> Result<(), StoreError> {
+        let mut found = config.clone();
+        let written = match place::find_out(backend, &mut found).await {
+            Ok(()) => {
+                let encoded = found.encode(keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
+                put(backend, names::CONFIG, encoded.into()).await
+            }
+            Err(StoreError::Backend { source, .. }) => Err(source),
+            Err(error) => return Err(error),
+        };
+        match written {
+            Ok(()) => *config = found,
+            // Keys that may only read.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                tracing::warn!("these keys may not find out what the object store does: nothing is promised");
+                (config.conditional_put, config.versioned) = (false, false);
+            }
+            Err(error) => return Err(StoreError::io("write", names::CONFIG, error)),
+        }
+        Ok(())
+    }
+
+    /// What was found out about the place that the repository is at.
+    pub fn place(&self) -> PlaceFacts {
+        PlaceFacts::of(&self.inner.config)
     }
 
     /// The same repository, opened anew on a backend without deriving the key again. Nothing is shared but the keys.

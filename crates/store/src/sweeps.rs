@@ -108,7 +108,7 @@ impl Inner {
     /// Whether a sweep was announced. Where versions are kept nothing gets damaged, and what does not open is what somebody
     /// without the key has put there.
     async fn has_intent(&self, number: u64) -> Result<bool, StoreError> {
-        if !self.backend.keeps_versions() {
+        if !self.backend.oldest_counts() {
             return records::exists(self, &names::intent(number)).await;
         }
         match self.read_intent(number).await {
@@ -134,7 +134,7 @@ impl Inner {
             Ok(end) => return Err(misplaced(name, end.number)),
             Err(error) if error.is_gone() => {}
             // Somebody without the key has put it there.
-            Err(StoreError::Damaged { .. }) if self.backend.keeps_versions() => {}
+            Err(StoreError::Damaged { .. }) if self.backend.oldest_counts() => {}
             // It has ended; without its word, all that it condemned may be there.
             Err(error) if error.is_loss() => {
                 let intent = self.read_intent(number).await?;

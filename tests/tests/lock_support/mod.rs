@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use xenvault_block::ByteRange;
-use xenvault_store::backend::{Backend, BucketOptions, open_bucket};
+use xenvault_store::backend::{Backend, BucketOptions, Patience, open_bucket};
 use xenvault_store::{
     BlobRef, DiskMapRef, DiskOptions, InitOptions, Level, PointDisk, PointId, PointManifest, Repository, Secret,
     StoreError, WriterOptions,
@@ -63,8 +63,10 @@ pub fn options(user: User, bucket: &str) -> BucketOptions {
         region: "us-east-1".to_owned(),
         access_key: user.0.to_owned(),
         secret_key: user.1.to_owned().into(),
+        session_token: None,
         authority: None,
         clear_text: true,
+        patience: Patience::default(),
     }
 }
 

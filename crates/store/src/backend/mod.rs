@@ -17,10 +17,22 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use xenvault_store_format::LockMode;
 
-pub use bucket::{Bucket, BucketOptions, MAX_OBJECT_BYTES};
+pub use bucket::{Answer, Bucket, BucketFault, BucketOptions, MAX_OBJECT_BYTES, Patience};
 pub use local::LocalFolder;
 pub(crate) use local::lock_folder;
 pub use versioned::{VersionedBucket, open_bucket};
+
+/// Names of one page of a listing.
+pub const PAGE_NAMES: usize = 1000;
+
+/// A part of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamePage {
+    /// Names, in ascending order.
+    pub names: Vec<String>,
+    /// Whether there can be names after the last of them.
+    pub more: bool,
+}
 
 /// A place for objects.
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -35,6 +47,17 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Names of all objects below a folder, in ascending order; none if there is no such folder.
     fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, io::Result<Vec<String>>>;
+
+    /// The names below a folder that come after `after`, in ascending order, a page at a time: a listing that does not have
+    /// to fit into memory. Where the place gives no pages, there is only one.
+    fn page<'a>(&'a self, folder: &'a str, after: Option<&'a str>) -> BoxFuture<'a, io::Result<NamePage>> {
+        async move {
+            let mut names = self.list(folder).await?;
+            names.retain(|name| after.is_none_or(|after| name.as_str() > after));
+            Ok(NamePage { names, more: false })
+        }
+        .boxed()
+    }
 
     /// Removes what uploads that died have left behind. Never touches an upload that lives, nor an object.
     fn clean<'a>(&'a self) -> BoxFuture<'a, io::Result<()>>;
@@ -79,14 +102,29 @@ pub trait Backend: fmt::Debug + Send + Sync {
         std::future::ready(Err(io::ErrorKind::Unsupported.into())).boxed()
     }
 
+    /// Whether the place keeps what was overwritten and removed. Writes a small object to find out where needed.
+    fn keeps_versions<'a>(&'a self) -> BoxFuture<'a, io::Result<bool>> {
+        std::future::ready(Ok(false)).boxed()
+    }
+
+    /// What the place is called, if it is of a service whose promises have to be looked at before they are believed.
+    fn service(&self) -> Option<String> {
+        None
+    }
+
+    /// The folders of the same service that this one lies in.
+    fn above(&self) -> Vec<std::sync::Arc<dyn Backend>> {
+        Vec::new()
+    }
+
     /// The file that holds an object, where there is one; it may be mapped into memory.
     fn local_path(&self, name: &str) -> Option<PathBuf>;
 
     /// Where this is, for messages.
     fn location(&self) -> PathBuf;
 
-    /// Whether what was overwritten or deleted can still be read, and is what counts.
-    fn keeps_versions(&self) -> bool {
+    /// Whether of each name what was written first counts, whatever somebody has put over it.
+    fn oldest_counts(&self) -> bool {
         false
     }
 
@@ -179,7 +217,7 @@ pub(crate) async fn put(backend: &dyn Backend, name: &str, data: Bytes) -> io::R
 
 /// Whether an object is locked and can not be removed yet.
 pub(crate) async fn is_held(backend: &dyn Backend, name: &str) -> io::Result<bool> {
-    if !backend.keeps_versions() {
+    if !backend.oldest_counts() {
         return Ok(false);
     }
     match backend.protection(name).await {
@@ -187,6 +225,19 @@ pub(crate) async fn is_held(backend: &dyn Backend, name: &str) -> io::Result<boo
         Ok(_) => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// All names below a folder, from its pages.
+async fn list_all(backend: &dyn Backend, folder: &str) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = Vec::new();
+    loop {
+        let page = backend.page(folder, names.last().map(String::as_str)).await?;
+        let is_end = !page.more || page.names.is_empty();
+        names.extend(page.names);
+        if is_end {
+            return Ok(names);
+        }
     }
 }
 

@@ -359,7 +359,7 @@ impl Backend for VersionedBucket {
         PathBuf::from(&self.location)
     }
 
-    fn keeps_versions(&self) -> bool {
+    fn oldest_counts(&self) -> bool {
         true
     }
 

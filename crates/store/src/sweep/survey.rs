@@ -150,7 +150,7 @@ async fn list(repository: &Inner) -> Result<BTreeMap<PointId, String>, StoreErro
     let mut points = BTreeMap::new();
     for name in records::list(repository, names::POINTS).await? {
         let Some((_, _, id)) = names::point_parts(&name) else {
-            if repository.backend.keeps_versions() {
+            if repository.backend.oldest_counts() {
                 // No medium has hurt a name there: somebody has put it beside the points.
                 tracing::warn!(object = name, "an object among the points that is none is left out");
                 continue;

@@ -233,7 +233,7 @@ impl Verify {
 
     /// What somebody has put over objects. Harms nobody, and should not be there.
     async fn check_versions(&mut self) -> Result<(), StoreError> {
-        if !self.repository.backend.keeps_versions() {
+        if !self.repository.backend.oldest_counts() {
             return Ok(());
         }
         let found = self.repository.backend.disturbed("").await;

@@ -76,13 +76,6 @@ pub struct Retention {
     pub until: SystemTime,
 }
 
-/// What an answer says of an error.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) code: String,
-    pub(crate) message: String,
-}
-
 /// Calls `ended` at the end of each element with the names from the root to it and its own text.
 fn walk(body: &[u8], mut ended: impl FnMut(&[String], &str) -> Result<(), AnswerError>) -> Result<(), AnswerError> {
     if body.len() > MAX_ANSWER_BYTES {
@@ -246,20 +239,6 @@ pub fn lock_configuration(body: &[u8]) -> Result<bool, AnswerError> {
     Ok(enabled)
 }
 
-/// What an error's body says; nothing if it is none, since proxies answer in pages of their own.
-pub(crate) fn refusal(body: &[u8]) -> Refusal {
-    let mut refusal = Refusal::default();
-    let walked = walk(body, |path, text| {
-        if is(path, ["Error", "Code"]) {
-            text.clone_into(&mut refusal.code);
-        } else if is(path, ["Error", "Message"]) {
-            text.clone_into(&mut refusal.message);
-        }
-        Ok(())
-    });
-    if walked.is_ok() { refusal } else { Refusal::default() }
-}
-
 /// The mode of a lock.
 pub(super) fn lock_mode(text: &str) -> Result<LockMode, AnswerError> {
     match text.trim() {
@@ -329,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn locks_versioning_and_errors_are_read() {
+    fn locks_and_versioning_are_read() {
         let body = "<Retention xmlns=\"x\"><Mode>COMPLIANCE</Mode><RetainUntilDate>1970-01-02T00:00:00.000Z</RetainUntilDate></Retention>";
         let expected = Retention { mode: LockMode::Compliance, until: UNIX_EPOCH + Duration::from_secs(86400) };
         assert_eq!(retention(body.as_bytes()).unwrap(), expected);
@@ -340,16 +319,12 @@ mod tests {
         assert!(!versioning(b"<VersioningConfiguration/>").unwrap());
         let lock = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled></ObjectLockConfiguration>";
         assert!(lock_configuration(lock.as_bytes()).unwrap());
-        let error = refusal(b"<Error><Code>NoSuchKey</Code><Message>a &lt; b</Message></Error>");
-        assert_eq!((error.code.as_str(), error.message.as_str()), ("NoSuchKey", "a < b"));
-        assert_eq!(refusal(b"<html><body>Bad gateway"), Refusal::default());
     }
 
     proptest! {
         #[test]
         fn foreign_answers_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let _ = (version_page(&bytes), retention(&bytes), versioning(&bytes), lock_configuration(&bytes));
-            refusal(&bytes);
         }
 
         #[test]

@@ -1,26 +1,30 @@
 //! Requests to an S3 service that are signed here: what `object_store` has no interface for.
 //!
 //! One object version is written in one request with its lock and a checksum that services check; versions are listed,
-//! read, kept longer, and removed. Requests are repeated as those of `bucket.rs` are: what moves no byte for a minute, or
-//! is answered with 429 or 5xx, is tried again for three minutes.
+//! read, kept longer, and removed. Requests go by the same courier as the others, and are repeated as they are.
 
 mod answers;
 mod signature;
 
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use jiff::Timestamp;
 use md5::{Digest as _, Md5};
-use reqwest::{Method, StatusCode, header};
+use http::{Method, header};
+use object_store::client::{HttpError, HttpRequestBody, HttpService as _};
 use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
 
 use self::answers::MAX_ANSWER_BYTES;
 use self::signature::{Credentials, ToSign, amz_date, authorization, encoded_path, encoded_query, sha256_hex};
-use super::BucketOptions;
+use super::bucket::courier::{Courier, HEARD};
+use super::bucket::fault::Heard;
+use super::bucket::{PAUSES, payload as payload_of, random_share};
+use super::{Answer, BucketFault, BucketOptions, Patience};
 
 pub use self::answers::{
     AnswerError, Retention, Version, VersionPage, lock_configuration, retention, version_page, versioning,
@@ -28,77 +32,6 @@ pub use self::answers::{
 
 /// Requests at the same time: enough to hide the way there and back, few enough for a small gateway.
 const REQUESTS_AT_ONCE: usize = 16;
-/// A request that moves no byte for this long is given up and tried again.
-const SILENCE: Duration = Duration::from_secs(60);
-/// So long a request is tried again in all. Above the usual restart of a gateway.
-const PATIENCE: Duration = Duration::from_secs(180);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-
-/// Why a request has failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// The service said no.
-    #[error("the service answered {status} {code} to {request}: {message}")]
-    Refused {
-        /// Status of HTTP.
-        status: u16,
-        /// The service's code, such as `AccessDenied`.
-        code: String,
-        /// The service's words.
-        message: String,
-        /// What was asked.
-        request: String,
-    },
-    /// The service did not answer, or not to the end.
-    #[error("the service did not answer {request}")]
-    Unanswered {
-        /// What was asked.
-        request: String,
-        /// Why.
-        source: reqwest::Error,
-    },
-    /// The answer is none that was to be expected.
-    #[error("the service's answer to {request} is not understood")]
-    Answer {
-        /// What was asked.
-        request: String,
-        /// Why.
-        source: AnswerError,
-    },
-    /// The answer is longer than what was asked for.
-    #[error("the service's answer to {request} is longer than {limit} bytes")]
-    TooLong {
-        /// What was asked.
-        request: String,
-        /// The limit.
-        limit: usize,
-    },
-}
-
-impl RequestError {
-    fn kind(&self) -> io::ErrorKind {
-        match self {
-            Self::Refused { status: 404 | 405, .. } => io::ErrorKind::NotFound,
-            Self::Refused { status: 401 | 403, .. } => io::ErrorKind::PermissionDenied,
-            Self::Refused { status: 412, .. } => io::ErrorKind::AlreadyExists,
-            Self::Refused { status: 416, .. } => io::ErrorKind::UnexpectedEof,
-            Self::Refused { status: 501, .. } => io::ErrorKind::Unsupported,
-            _ => io::ErrorKind::Other,
-        }
-    }
-
-    fn code(&self) -> &str {
-        if let Self::Refused { code, .. } = self { code } else { "" }
-    }
-}
-
-impl From<RequestError> for io::Error {
-    fn from(error: RequestError) -> Self {
-        Self::new(error.kind(), error)
-    }
-}
 
 /// What one version of an object is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +45,9 @@ pub struct VersionFacts {
 
 /// A bucket, and what signs requests to it.
 pub struct Signed {
-    client: reqwest::Client,
+    courier: Courier,
+    patience: Patience,
+    session_token: Option<Zeroizing<String>>,
     /// Scheme and authority, without a slash at the end.
     endpoint: String,
     host: String,
@@ -147,15 +82,9 @@ impl<'a> Request<'a> {
     fn new(method: Method, key: Option<&'a str>, query: Vec<(&'a str, &'a str)>) -> Self {
         Self { method, key, query, headers: Vec::new(), body: Bytes::new(), limit: MAX_ANSWER_BYTES }
     }
-
-    fn describe(&self) -> String {
-        let what = self.query.iter().find(|(_, value)| value.is_empty()).map_or("", |(name, _)| name);
-        let separator = if what.is_empty() { "" } else { " ?" };
-        format!("{} {}{separator}{what}", self.method, self.key.unwrap_or("(bucket)"))
-    }
 }
 
-struct Answer {
+struct Reply {
     headers: header::HeaderMap,
     body: Bytes,
 }
@@ -166,21 +95,6 @@ impl Signed {
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] if the options can not be used.
     pub fn new(options: &BucketOptions) -> io::Result<Self> {
-        // The provider of this process may have been chosen by somebody else: that is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let invalid = |error: reqwest::Error| io::Error::new(io::ErrorKind::InvalidInput, error.without_url());
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(SILENCE)
-            // A signature is good for one host and one path.
-            .redirect(reqwest::redirect::Policy::none());
-        if !options.clear_text {
-            builder = builder.https_only(true);
-        }
-        if let Some(authority) = &options.authority {
-            let certificates = reqwest::Certificate::from_pem_bundle(authority).map_err(invalid)?;
-            builder = builder.tls_certs_merge(certificates);
-        }
         let endpoint = match &options.endpoint {
             Some(endpoint) => endpoint.trim_end_matches('/').to_owned(),
             None => format!("https://s3.{}.amazonaws.com", options.region),
@@ -197,7 +111,9 @@ impl Signed {
         let usual = if scheme == "https" { ":443" } else { ":80" };
         let host = host.strip_suffix(usual).unwrap_or(host).to_owned();
         Ok(Self {
-            client: builder.build().map_err(invalid)?,
+            courier: options.courier()?,
+            patience: options.patience,
+            session_token: options.session_token.clone(),
             host,
             bucket: options.bucket.clone(),
             credentials: Credentials {
@@ -214,7 +130,7 @@ impl Signed {
     ///
     /// # Errors
     /// What the service says.
-    pub async fn put(&self, key: &str, body: Bytes, lock: Option<Retention>) -> Result<Option<String>, RequestError> {
+    pub async fn put(&self, key: &str, body: Bytes, lock: Option<Retention>) -> Result<Option<String>, BucketFault> {
         let mut request = Request::new(Method::PUT, Some(key), Vec::new());
         request.headers.push(("content-md5", BASE64.encode(Md5::digest(&body))));
         if let Some(lock) = lock {
@@ -230,7 +146,7 @@ impl Signed {
     ///
     /// # Errors
     /// What the service says; 416 if the version is shorter.
-    pub async fn get(&self, key: &str, version: &str, offset: u64, length: usize) -> Result<Bytes, RequestError> {
+    pub async fn get(&self, key: &str, version: &str, offset: u64, length: usize) -> Result<Bytes, BucketFault> {
         let mut request = Request::new(Method::GET, Some(key), vec![("versionId", version)]);
         let last = offset.saturating_add(length as u64).saturating_sub(1);
         request.headers.push(("range", format!("bytes={offset}-{last}")));
@@ -242,22 +158,20 @@ impl Signed {
     ///
     /// # Errors
     /// What the service says.
-    pub async fn head(&self, key: &str, version: &str) -> Result<VersionFacts, RequestError> {
+    pub async fn head(&self, key: &str, version: &str) -> Result<VersionFacts, BucketFault> {
         let request = Request::new(Method::HEAD, Some(key), vec![("versionId", version)]);
-        let what = request.describe();
         let headers = self.send(request).await?.headers;
-        let wrong = |source| RequestError::Answer { request: what.clone(), source };
         let length = text_of(&headers, "content-length").and_then(|text| text.parse().ok());
         let mode = text_of(&headers, "x-amz-object-lock-mode");
         let until = text_of(&headers, "x-amz-object-lock-retain-until-date");
         let retention = match mode.zip(until) {
             Some((mode, until)) => Some(Retention {
-                mode: answers::lock_mode(&mode).map_err(wrong)?,
-                until: answers::moment(&until, "RetainUntilDate").map_err(wrong)?,
+                mode: answers::lock_mode(&mode).map_err(strange)?,
+                until: answers::moment(&until, "RetainUntilDate").map_err(strange)?,
             }),
             None => None,
         };
-        let length = length.ok_or_else(|| wrong(AnswerError::Field { field: "length" }))?;
+        let length = length.ok_or_else(|| strange(AnswerError::Field { field: "length" }))?;
         Ok(VersionFacts { length, retention })
     }
 
@@ -265,22 +179,21 @@ impl Signed {
     ///
     /// # Errors
     /// What the service says.
-    pub async fn versions(&self, prefix: &str, after: Option<&Version>) -> Result<VersionPage, RequestError> {
+    pub async fn versions(&self, prefix: &str, after: Option<&Version>) -> Result<VersionPage, BucketFault> {
         let mut query = vec![("versions", ""), ("prefix", prefix), ("encoding-type", "url")];
         if let Some(after) = after {
             query.extend([("key-marker", after.key.as_str()), ("version-id-marker", after.id.as_str())]);
         }
         let request = Request::new(Method::GET, None, query);
-        let what = request.describe();
         let answer = self.send(request).await?;
-        version_page(&answer.body).map_err(|source| RequestError::Answer { request: what, source })
+        version_page(&answer.body).map_err(strange)
     }
 
     /// Removes a version, or the marker of a deletion, for good. One that is gone already is no error.
     ///
     /// # Errors
     /// What the service says; 403 if the version is locked.
-    pub async fn delete_version(&self, key: &str, version: &str) -> Result<(), RequestError> {
+    pub async fn delete_version(&self, key: &str, version: &str) -> Result<(), BucketFault> {
         match self.send(Request::new(Method::DELETE, Some(key), vec![("versionId", version)])).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map(drop),
@@ -291,15 +204,14 @@ impl Signed {
     ///
     /// # Errors
     /// What the service says; 404 if there is no such version.
-    pub async fn retention(&self, key: &str, version: &str) -> Result<Option<Retention>, RequestError> {
+    pub async fn retention(&self, key: &str, version: &str) -> Result<Option<Retention>, BucketFault> {
         let request = Request::new(Method::GET, Some(key), vec![("retention", ""), ("versionId", version)]);
-        let what = request.describe();
         match self.send(request).await {
             Err(error) if error.code() == "NoSuchObjectLockConfiguration" => Ok(None),
             // A bucket that knows no locks.
             Err(error) if matches!(error.code(), "InvalidRequest" | "ObjectLockConfigurationNotFoundError") => Ok(None),
             answer => {
-                retention(&answer?.body).map(Some).map_err(|source| RequestError::Answer { request: what, source })
+                retention(&answer?.body).map(Some).map_err(strange)
             }
         }
     }
@@ -308,7 +220,7 @@ impl Signed {
     ///
     /// # Errors
     /// What the service says.
-    pub async fn extend(&self, key: &str, version: &str, lock: Retention) -> Result<(), RequestError> {
+    pub async fn extend(&self, key: &str, version: &str, lock: Retention) -> Result<(), BucketFault> {
         let mut request = Request::new(Method::PUT, Some(key), vec![("retention", ""), ("versionId", version)]);
         let body = format!(
             "<Retention xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Mode>{}</Mode>\
@@ -325,24 +237,22 @@ impl Signed {
     ///
     /// # Errors
     /// What the service says.
-    pub async fn versioning(&self) -> Result<bool, RequestError> {
+    pub async fn versioning(&self) -> Result<bool, BucketFault> {
         let request = Request::new(Method::GET, None, vec![("versioning", "")]);
-        let what = request.describe();
         let answer = self.send(request).await?;
-        versioning(&answer.body).map_err(|source| RequestError::Answer { request: what, source })
+        versioning(&answer.body).map_err(strange)
     }
 
     /// Whether the bucket can lock objects.
     ///
     /// # Errors
     /// What the service says.
-    pub async fn can_lock(&self) -> Result<bool, RequestError> {
+    pub async fn can_lock(&self) -> Result<bool, BucketFault> {
         let request = Request::new(Method::GET, None, vec![("object-lock", "")]);
-        let what = request.describe();
         match self.send(request).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             answer => {
-                lock_configuration(&answer?.body).map_err(|source| RequestError::Answer { request: what, source })
+                lock_configuration(&answer?.body).map_err(strange)
             }
         }
     }
@@ -351,42 +261,39 @@ impl Signed {
     ///
     /// # Errors
     /// What the service says.
-    pub async fn now(&self) -> Result<SystemTime, RequestError> {
+    pub async fn now(&self) -> Result<SystemTime, BucketFault> {
         let request = Request::new(Method::GET, None, vec![("max-keys", "1"), ("versions", "")]);
-        let what = request.describe();
         let answer = self.send(request).await?;
         let date = text_of(&answer.headers, "date");
         let moment = date.and_then(|date| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok());
-        let field = || RequestError::Answer { request: what, source: AnswerError::Field { field: "Date" } };
-        moment.map(SystemTime::from).ok_or_else(field)
+        moment.map(SystemTime::from).ok_or_else(|| strange(AnswerError::Field { field: "Date" }))
     }
 
     /// Sends a request until it is answered for good.
-    async fn send(&self, request: Request<'_>) -> Result<Answer, RequestError> {
-        // The semaphore is never closed.
-        let _turn = self.requests.acquire().await.ok();
+    async fn send(&self, request: Request<'_>) -> Result<Reply, BucketFault> {
         let began = Instant::now();
-        let mut pause = FIRST_PAUSE;
+        let mut pause = PAUSES.0;
         loop {
-            let error = match self.try_once(&request).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
+            let fault = {
+                // Whoever waits for better times takes nobody's turn.
+                let turn = self.requests.acquire().await;
+                let _turn = turn.map_err(|error| BucketFault::Strange { said: error.to_string() })?;
+                match self.try_once(&request).await {
+                    Ok(reply) => return Ok(reply),
+                    Err(fault) => fault,
+                }
             };
-            let again = match &error {
-                RequestError::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
-                RequestError::Unanswered { source, .. } => !source.is_builder(),
-                _ => false,
-            };
-            if !again || began.elapsed() + pause > PATIENCE {
-                return Err(error);
+            if !fault.may_pass() || began.elapsed() + pause >= self.patience.total {
+                return Err(fault);
             }
-            tracing::debug!(error = %error, "request is tried again");
+            tracing::debug!(fault = %fault, pause_ms = pause.as_millis(), "a request to the object store is repeated");
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            // Never in step with others that failed at the same moment.
+            pause = (PAUSES.0 + (pause * 3).saturating_sub(PAUSES.0).mul_f64(random_share())).min(PAUSES.1);
         }
     }
 
-    async fn try_once(&self, request: &Request<'_>) -> Result<Answer, RequestError> {
+    async fn try_once(&self, request: &Request<'_>) -> Result<Reply, BucketFault> {
         let path = match request.key {
             Some(key) => encoded_path(&format!("/{}/{key}", self.bucket)),
             None => encoded_path(&format!("/{}", self.bucket)),
@@ -401,6 +308,9 @@ impl Signed {
             ("x-amz-date".to_owned(), amz_date(moment)),
         ];
         headers.extend(request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        if let Some(token) = &self.session_token {
+            headers.push(("x-amz-security-token".to_owned(), token.as_str().to_owned()));
+        }
         headers.sort();
         let to_sign = ToSign {
             method: request.method.as_str(),
@@ -411,42 +321,42 @@ impl Signed {
         };
         let signed = authorization(&self.credentials, &to_sign, moment);
         let mark = if query.is_empty() { "" } else { "?" };
-        let url = format!("{}{path}{mark}{query}", self.endpoint);
-        let mut call = self.client.request(request.method.clone(), url).header(header::AUTHORIZATION, signed);
+        let mut call = http::Request::builder()
+            .method(request.method.clone())
+            .uri(format!("{}{path}{mark}{query}", self.endpoint))
+            .header(header::AUTHORIZATION, signed);
         for (name, value) in headers.iter().filter(|(name, _)| name != "host") {
             call = call.header(name, value);
         }
-        if request.method == Method::PUT {
-            call = call.body(request.body.clone());
+        if request.method == Method::PUT && request.body.is_empty() {
+            call = call.header(header::CONTENT_LENGTH, 0);
         }
-        let unanswered = |source: reqwest::Error| RequestError::Unanswered {
-            request: request.describe(),
-            source: source.without_url(),
+        let body = HttpRequestBody::from(payload_of(vec![request.body.clone()]));
+        let call = call.body(body).map_err(|error| BucketFault::Strange { said: error.to_string() })?;
+        let heard = Heard::default();
+        let faulty = |error: HttpError| {
+            let error = object_store::Error::Generic { store: "S3", source: Box::new(error) };
+            BucketFault::of(error, &heard)
         };
-        let mut response = call.send().await.map_err(unanswered)?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let limit = if status.is_success() { request.limit } else { MAX_ANSWER_BYTES };
-        let mut body = BytesMut::new();
-        while let Some(piece) = response.chunk().await.map_err(unanswered)? {
-            if body.len() + piece.len() > limit {
-                return Err(RequestError::TooLong { request: request.describe(), limit });
-            }
-            body.extend_from_slice(&piece);
+        let reply = HEARD.scope(heard.clone(), self.courier.call(call)).await.map_err(faulty)?;
+        let (parts, body) = reply.into_parts();
+        let body = body.bytes().await.map_err(faulty)?;
+        if !parts.status.is_success() {
+            return Err(BucketFault::of_answer(Answer::read(parts.status.as_u16(), &body)));
         }
-        let body = body.freeze();
-        if status.is_success() {
-            return Ok(Answer { headers, body });
+        if body.len() > request.limit {
+            return Err(BucketFault::Strange { said: format!("more than {} bytes", request.limit) });
         }
-        Err(refused(request, status, &body))
+        Ok(Reply { headers: parts.headers, body })
     }
 }
 
-fn refused(request: &Request<'_>, status: StatusCode, body: &[u8]) -> RequestError {
-    let answers::Refusal { mut code, message } = answers::refusal(body);
-    if code.is_empty() {
-        code = status.canonical_reason().unwrap_or_default().to_owned();
+fn strange(error: AnswerError) -> BucketFault {
+    let mut said = error.to_string();
+    if let Some(cause) = std::error::Error::source(&error) {
+        said.push_str(&format!(": {cause}"));
     }
-    RequestError::Refused { status: status.as_u16(), code, message, request: request.describe() }
+    BucketFault::Strange { said }
 }
 
 fn text_of(headers: &header::HeaderMap, name: &str) -> Option<String> {
@@ -463,6 +373,8 @@ fn in_seconds(moment: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn options(endpoint: Option<&str>, clear_text: bool) -> BucketOptions {
@@ -473,8 +385,10 @@ mod tests {
             region: "eu-central-1".to_owned(),
             access_key: "a".to_owned(),
             secret_key: "very secret".to_owned().into(),
+            session_token: None,
             authority: None,
             clear_text,
+            patience: Patience::default(),
         }
     }
 
