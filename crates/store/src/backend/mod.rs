@@ -4,6 +4,7 @@
 
 mod bucket;
 mod local;
+mod seal;
 pub mod signed;
 mod versioned;
 
@@ -20,6 +21,7 @@ use xenvault_store_format::LockMode;
 pub use bucket::{Answer, Bucket, BucketFault, BucketOptions, MAX_OBJECT_BYTES, Patience};
 pub use local::LocalFolder;
 pub(crate) use local::lock_folder;
+pub use seal::{SealReport, seal_folder};
 pub use versioned::{VersionedBucket, open_bucket};
 
 /// Names of one page of a listing.
@@ -131,6 +133,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// From now on every object is locked when it is written, for this time and a quarter of it. Says whether this is a
     /// place that does so.
     fn lock(&self, _mode: LockMode, _period: Duration) -> bool {
+        false
+    }
+
+    /// Whether a broker can take objects over here.
+    fn takes_broker(&self) -> bool {
         false
     }
 

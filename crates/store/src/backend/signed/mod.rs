@@ -12,9 +12,9 @@ use std::time::{Instant, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use http::{Method, header};
 use jiff::Timestamp;
 use md5::{Digest as _, Md5};
-use http::{Method, header};
 use object_store::client::{HttpError, HttpRequestBody, HttpService as _};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
@@ -210,9 +210,7 @@ impl Signed {
             Err(error) if error.code() == "NoSuchObjectLockConfiguration" => Ok(None),
             // A bucket that knows no locks.
             Err(error) if matches!(error.code(), "InvalidRequest" | "ObjectLockConfigurationNotFoundError") => Ok(None),
-            answer => {
-                retention(&answer?.body).map(Some).map_err(strange)
-            }
+            answer => retention(&answer?.body).map(Some).map_err(strange),
         }
     }
 
@@ -251,9 +249,7 @@ impl Signed {
         let request = Request::new(Method::GET, None, vec![("object-lock", "")]);
         match self.send(request).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            answer => {
-                lock_configuration(&answer?.body).map_err(strange)
-            }
+            answer => lock_configuration(&answer?.body).map_err(strange),
         }
     }
 
