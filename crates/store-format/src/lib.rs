@@ -14,6 +14,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ids;
+mod immutability;
 mod index;
 mod keys;
 mod keyslot;
@@ -32,6 +33,7 @@ pub use config::{Config, StoredConfig};
 pub use cut::{Chunker, CutChunk, CutRule};
 pub use error::FormatError;
 pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RecordId, RepositoryId};
+pub use immutability::{Immutability, LockMode, ParseImmutabilityError};
 pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, encode_index};
 pub use keys::{ChunkKind, Keys, MasterKey, PackSalt};
 pub use keyslot::{KdfParams, KeySlot};

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use xenvault_block::ByteRange;
 use xenvault_store_format::{ChunkId, FormatError, PointId};
 
+use crate::backend::BucketFault;
+
 /// Whether trying again can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -30,6 +32,22 @@ pub enum StoreError {
     NotEmpty {
         /// Where the repository should have been made.
         path: PathBuf,
+    },
+    /// The folder is part of another repository.
+    #[error("{path} can not become a repository: it lies within the repository at {repository}", path = path.display(), repository = repository.display())]
+    Within {
+        /// Where the repository should have been made.
+        path: PathBuf,
+        /// The repository that is there.
+        repository: PathBuf,
+    },
+    /// The service does not do what every repository needs.
+    #[error("{place} can not hold a repository: {what}", place = place.display())]
+    Unfit {
+        /// Where it was tried.
+        place: PathBuf,
+        /// What it does not do.
+        what: &'static str,
     },
     /// The key slots are intact, and none opens.
     #[error("the passphrase does not open this repository")]
@@ -138,6 +156,12 @@ pub enum StoreError {
         /// The point.
         id: PointId,
     },
+    /// The store does not keep what the repository is to promise.
+    #[error("the store does not keep the promise of immutability, so it is not given")]
+    LockNotKept {
+        /// What was seen.
+        source: std::io::Error,
+    },
     /// The caller broke a rule of the call.
     #[error("{what}")]
     Misuse {
@@ -196,8 +220,20 @@ impl StoreError {
         }
     }
 
+    /// What the service of objects has answered, if it is that which failed.
+    pub fn bucket_fault(&self) -> Option<&BucketFault> {
+        match self {
+            Self::Backend { source, .. } | Self::Full { source, .. } => source.get_ref()?.downcast_ref(),
+            Self::DiskRange { source, .. } | Self::Overtaken { source, .. } => source.bucket_fault(),
+            _ => None,
+        }
+    }
+
     /// Whether trying again can help.
     pub fn retry(&self) -> Retry {
+        if self.bucket_fault().is_some_and(BucketFault::is_lasting) {
+            return Retry::Never;
+        }
         match self {
             Self::Full { .. }
             | Self::Backend { .. }

@@ -25,12 +25,14 @@ mod forget;
 mod frames;
 mod heal;
 mod index;
+mod keep;
 mod leaf;
 mod map;
 mod mark;
 mod monitor;
 mod names;
 mod packs;
+mod place;
 mod points;
 mod pool;
 mod publish;
@@ -47,7 +49,9 @@ pub use counters::{Stage, WriteCounters, WriteProgress};
 pub use disk::{DiskOptions, DiskResult, DiskStats, DiskWriter};
 pub use error::{Retry, StoreError};
 pub use forget::ForgetReport;
+pub use keep::{KeepOptions, KeepReport, PointProtection};
 pub use monitor::{MaintenanceMonitor, MaintenanceProgress, MaintenanceStage};
+pub use place::PlaceFacts;
 pub use points::{DamagedPoint, Point, PointFilter, PointListing, PointSummary};
 pub use reader::{DiskReader, ReadOptions};
 pub use repository::{InitOptions, Repository};
@@ -59,6 +63,6 @@ pub use writer::{Writer, WriterOptions};
 // Part of our signatures, so that an embedding program needs no further crate.
 pub use xenvault_block::ByteRange;
 pub use xenvault_store_format::{
-    BlobRef, ChunkId, DiskMapRef, KdfParams, Level, PackId, ParseIdError, PointDisk, PointId, PointManifest,
-    RepositoryId, Secret,
+    BlobRef, ChunkId, DiskMapRef, Immutability, KdfParams, Level, LockMode, PackId, ParseIdError,
+    ParseImmutabilityError, PointDisk, PointId, PointManifest, RepositoryId, Secret,
 };

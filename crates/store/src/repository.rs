@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, KeySlot,
-    Keys, MasterKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, Immutability, IndexEntry,
+    KdfParams, KeySlot, Keys, MasterKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
 };
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
@@ -16,9 +16,11 @@ use crate::fetch::OpenedFrames;
 use crate::index::Index;
 use crate::pool::WorkerPool;
 use crate::sweeps::Sweeps;
-use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, points};
+use crate::{
+    DiskReader, PlaceFacts, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, place, points,
+};
 
-const MAX_CONFIG_BYTES: usize = 128 * 1024;
+pub(crate) const MAX_CONFIG_BYTES: usize = 128 * 1024;
 const MAX_KEY_BYTES: usize = 4 * 1024;
 /// Memory for map pages that were read last.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
@@ -33,6 +35,8 @@ pub struct InitOptions {
     pub kdf: KdfParams,
     /// Packs are closed when they reach this size in bytes; 64 KiB to 32 MiB.
     pub pack_target_bytes: u32,
+    /// What is to protect the objects; locks are tried out before they are promised.
+    pub immutability: Immutability,
     /// A chunk ends after one of 2 to the power of this many blocks of 4 KiB; at most 8.
     pub cut_bits: u8,
     /// Largest chunk in blocks of 4 KiB; 1 to 256.
@@ -47,6 +51,7 @@ impl Default for InitOptions {
             pack_target_bytes: config.pack_target_bytes,
             cut_bits: config.cut_bits,
             max_chunk_blocks: config.max_chunk_blocks,
+            immutability: Immutability::None,
         }
     }
 }
@@ -66,6 +71,10 @@ pub(crate) struct Inner {
     pub(crate) pages: Cache<ChunkId, crate::map::Page>,
     pub(crate) opened_frames: OpenedFrames,
     pub(crate) sweeps: Sweeps,
+    /// Tombstones and sweeps are not looked at.
+    pub(crate) ignore_deletions: bool,
+    /// Whether objects are locked as promised when they are written here.
+    is_locking: bool,
     pub(crate) pool: Arc<WorkerPool>,
 }
 
@@ -84,15 +93,35 @@ impl Repository {
         Self::init_on(Arc::new(LocalFolder::new(path)), passphrase, options).await
     }
 
-    /// As [`Self::init`], on any backend; what is there is the caller's business.
+    /// As [`Self::init`], on any backend. At a service, what it really does is found out in the folder and written down;
+    /// of a folder, what is there is the caller's business.
     ///
     /// # Errors
-    /// [`StoreError::Full`] and [`StoreError::Backend`].
+    /// [`StoreError::Full`] and [`StoreError::Backend`]; [`StoreError::LockNotKept`] if the store does not keep what is
+    /// to be promised; at a service also [`StoreError::NotEmpty`], [`StoreError::Within`], and [`StoreError::Unfit`] if it
+    /// does not keep what every repository needs.
     pub async fn init_on(
         backend: Arc<dyn Backend>,
         passphrase: &Secret,
         options: InitOptions,
     ) -> Result<Self, StoreError> {
+        if backend.service().is_some() || backend.oldest_counts() {
+            place::must_be_free(&*backend).await?;
+        }
+        if let Immutability::ObjectLock { mode, seconds } = options.immutability {
+            match backend.probe_lock(mode).await {
+                Err(source) if source.kind() == std::io::ErrorKind::Unsupported => {
+                    return Err(StoreError::LockNotKept { source });
+                }
+                tried => tried.map_err(|error| StoreError::io("try locks in", "the store", error))?,
+            }
+            backend.lock(mode, std::time::Duration::from_secs(seconds));
+        }
+        if options.immutability == Immutability::Broker && !backend.takes_broker() {
+            let text = "a broker takes over files of a local folder; in a bucket, locks protect objects";
+            let source = std::io::Error::new(std::io::ErrorKind::Unsupported, text);
+            return Err(StoreError::LockNotKept { source });
+        }
         let repository = RepositoryId::random();
         let made = |error| StoreError::format(names::FIRST_KEY, error);
         let master = MasterKey::random().map_err(made)?;
@@ -102,13 +131,15 @@ impl Repository {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
+        config.immutability = options.immutability;
         config.cut_bits = options.cut_bits;
         config.max_chunk_blocks = options.max_chunk_blocks;
+        if backend.service().is_some() {
+            place::find_out(&*backend, &mut config).await?;
+        }
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
-        for (name, bytes) in [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)] {
-            put(&*backend, name, bytes.into()).await.map_err(|error| StoreError::io("write", name, error))?;
-        }
+        place::make(&*backend, [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)]).await?;
         Self::assemble(backend, Arc::new(keys), config)
     }
 
@@ -141,8 +172,40 @@ impl Repository {
         let master = unlock(&*backend, stored.repository(), passphrase).await?;
         let failed = |error| StoreError::format(names::CONFIG, error);
         let keys = Keys::derive(master, stored.repository()).map_err(failed)?;
-        let config = stored.verify(&keys).map_err(failed)?;
+        let mut config = stored.verify(&keys).map_err(failed)?;
+        if backend.service().is_some_and(|service| service != config.service) {
+            // It has moved here, by a copy of its objects.
+            Self::arrive(&*backend, &keys, &mut config).await?;
+        }
         Self::assemble(backend, Arc::new(keys), config)
+    }
+
+    /// Finds out what the service does that the repository is at now for the first time, and writes it down.
+    async fn arrive(backend: &dyn Backend, keys: &Keys, config: &mut Config) -> Result<(), StoreError> {
+        let mut found = config.clone();
+        let written = match place::find_out(backend, &mut found).await {
+            Ok(()) => {
+                let encoded = found.encode(keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
+                put(backend, names::CONFIG, encoded.into()).await
+            }
+            Err(StoreError::Backend { source, .. }) => Err(source),
+            Err(error) => return Err(error),
+        };
+        match written {
+            Ok(()) => *config = found,
+            // Keys that may only read.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                tracing::warn!("these keys may not find out what the object store does: nothing is promised");
+                (config.conditional_put, config.versioned) = (false, false);
+            }
+            Err(error) => return Err(StoreError::io("write", names::CONFIG, error)),
+        }
+        Ok(())
+    }
+
+    /// What was found out about the place that the repository is at.
+    pub fn place(&self) -> PlaceFacts {
+        PlaceFacts::of(&self.inner.config)
     }
 
     /// The same repository, opened anew on a backend without deriving the key again. Nothing is shared but the keys.
@@ -153,7 +216,25 @@ impl Repository {
         Self::assemble(backend, Arc::clone(&self.inner.keys), self.inner.config.clone())
     }
 
+    /// The same repository as if nobody had ever forgotten or swept anything in it: every point that is there is listed
+    /// as one. For reading only. Whoever has a datamover's key can write tombstones and sweeps, and hide points so.
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`] if no thread can be started.
+    pub fn without_deletions(&self) -> Result<Self, StoreError> {
+        let keys = Arc::clone(&self.inner.keys);
+        let mut opened = Self::assemble(Arc::clone(&self.inner.backend), keys, self.inner.config.clone())?;
+        if let Some(inner) = Arc::get_mut(&mut opened.inner) {
+            inner.ignore_deletions = true;
+        }
+        Ok(opened)
+    }
+
     fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
+        let is_locking = match config.immutability {
+            Immutability::ObjectLock { mode, seconds } => backend.lock(mode, std::time::Duration::from_secs(seconds)),
+            Immutability::None | Immutability::Broker => true,
+        };
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
         let (pages, opened_frames) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(FRAME_CACHE_BYTES));
         Ok(Self {
@@ -165,6 +246,8 @@ impl Repository {
                 pages,
                 opened_frames,
                 sweeps: Sweeps::default(),
+                ignore_deletions: false,
+                is_locking,
                 pool: Arc::new(pool),
             }),
         })
@@ -230,11 +313,28 @@ impl Repository {
     /// # Errors
     /// [`StoreError::Backend`] if the index can not be read.
     pub async fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
+        self.inner.writable()?;
         Writer::begin(Arc::clone(&self.inner), options).await
     }
 }
 
 impl Inner {
+    /// Whether this may be written to.
+    pub(crate) fn writable(&self) -> Result<(), StoreError> {
+        if self.ignore_deletions {
+            let what = "a repository that is read as if nothing was ever forgotten can only be read".to_owned();
+            return Err(StoreError::Misuse { what });
+        }
+        if !self.is_locking {
+            let promise = self.config.immutability;
+            let what = format!(
+                "the repository promises {promise}, and nothing is locked where it lies now: it can only be read here"
+            );
+            return Err(StoreError::Misuse { what });
+        }
+        Ok(())
+    }
+
     /// The plain bytes of a chunk: found, read, authenticated, unpacked, and hashed again to its id.
     pub(crate) async fn chunk(self: &Arc<Self>, id: &ChunkId, kind: ChunkKind) -> Result<Bytes, StoreError> {
         let mut copies = self.index.copies(id, kind);
