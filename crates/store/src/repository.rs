@@ -103,7 +103,7 @@ impl Repository {
         }
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
-        place::make(&*backend, [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)]).await?;
+        place::make(&*backend, slot.encode(), encoded).await?;
         Self::assemble(backend, Arc::new(keys), config)
     }
 
