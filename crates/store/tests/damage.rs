@@ -7,9 +7,7 @@ mod common;
 use std::path::Path;
 
 use bytes::Bytes;
-use common::{
-    back_up, local, manifest, new_repository, noise, objects, read_disk, small_packs, write_disk, writer,
-};
+use common::{back_up, local, manifest, new_repository, noise, objects, read_disk, small_packs, write_disk, writer};
 use futures::StreamExt as _;
 use xenvault_block::ByteRange;
 use xenvault_store::{DiskMapRef, DiskOptions, PointFilter, PointManifest, Repository, Secret, StoreError};
