@@ -19,9 +19,11 @@ pub struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Makes an empty repository in a folder
+    /// Makes an empty repository in a folder, or in a folder of an S3 bucket
+    ///
+    /// In a bucket it finds out by trying what the service really does, and writes that down in the repository.
     #[command(
-        after_help = "Example:\n    xenvault-datamover init-repository --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-datamover --help`."
+        after_help = "Example:\n    xenvault-datamover init-repository --repository /backup --passphrase-file ./passphrase\n    xenvault-datamover init-repository --repository s3://backups/berlin --s3-endpoint https://s3.example.com:7480 --s3-keys-file ./keys --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-datamover --help`."
     )]
     InitRepository(RepositoryArguments),
     /// Shows the certificates of a pool, for a person to compare with the hosts' own consoles

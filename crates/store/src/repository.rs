@@ -13,7 +13,7 @@ use xenvault_store_format::{
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
 use crate::fetch::OpenedFrames;
-use crate::index::Index;
+use crate::index::{Index, IndexCache, IndexCacheOptions};
 use crate::pool::WorkerPool;
 use crate::sweeps::Sweeps;
 use crate::{
@@ -139,7 +139,7 @@ impl Repository {
         }
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
-        place::make(&*backend, [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)]).await?;
+        place::make(&*backend, slot.encode(), encoded).await?;
         Self::assemble(backend, Arc::new(keys), config)
     }
 
@@ -201,6 +201,12 @@ impl Repository {
             Err(error) => return Err(StoreError::io("write", names::CONFIG, error)),
         }
         Ok(())
+    }
+
+    /// Keeps copies of index segments on this machine from now on. Only of use where the repository has no files of its own
+    /// that can be mapped; whatever happens to the copies, it costs time and nothing else. Only the first call counts.
+    pub fn cache_index(&self, options: IndexCacheOptions) {
+        self.inner.index.cache(IndexCache::new(options, self.id()));
     }
 
     /// What was found out about the place that the repository is at.
