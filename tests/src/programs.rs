@@ -10,7 +10,8 @@ use std::sync::OnceLock;
 const FOLDER_VARIABLE: &str = "XENVAULT_PROGRAMS";
 
 /// Everything that the programs would take from the caller's environment.
-const THEIR_VARIABLES: [&str; 4] = ["XENVAULT_PASSWORD", "XENVAULT_PASSPHRASE", "XENVAULT_STATE", "XENVAULT_LOG"];
+const THEIR_VARIABLES: [&str; 5] =
+    ["XENVAULT_PASSWORD", "XENVAULT_PASSPHRASE", "XENVAULT_NEW_PASSPHRASE", "XENVAULT_STATE", "XENVAULT_LOG"];
 
 /// The programs that are tested.
 const PROGRAMS: [&str; 3] = ["xenvault-datamover", "xenvault-restore", "xenvault-sim"];

@@ -1,7 +1,13 @@
 //! The master key and what is derived from it.
 //!
-//! Every key is HKDF-SHA-256 of the master key: the salt is the repository's id (or a pack's or record's own random
-//! salt), the info is a purpose from the list below followed by the repository's id. No key serves two purposes.
+//! Every key is HKDF-SHA-256 of one of three secrets: the *root* is behind the content of disks and blobs, the
+//! *structure key* (itself derived from the root) behind everything that says what there is and where, the *dedup key*
+//! behind the ids of chunks and the places where disks are cut. The salt is the repository's id (or a pack's or record's
+//! own random salt), the info is a purpose from the list below followed by the repository's id. No key serves two
+//! purposes.
+//!
+//! A *writer's key* holds structure key, dedup key and a public key: enough to write and to know what is there, not
+//! enough to read content.
 
 use std::fmt;
 
@@ -9,11 +15,19 @@ use ring::rand::{SecureRandom, SystemRandom};
 use ring::{aead, hkdf};
 use zeroize::Zeroizing;
 
-use crate::{ChunkId, FormatError, PackId, RepositoryId};
+use crate::keypair::KeyPair;
+use crate::{ChunkId, FormatError, KeyAccess, PackId, RepositoryId};
 
-/// The key that everything else is derived from. Random, never stored in the clear.
+const KEY_BYTES: usize = 32;
+/// Ids and cuts do not depend on the repository, so that two that share the dedup key know each other's chunks.
+const SHARED: RepositoryId = RepositoryId::from_bytes([0; 16]);
+
+/// What everything else is derived from. Random, never stored in the clear.
 #[derive(Clone, PartialEq, Eq)]
-pub struct MasterKey(Zeroizing<[u8; 32]>);
+pub struct MasterKey {
+    root: Zeroizing<[u8; KEY_BYTES]>,
+    dedup: Zeroizing<[u8; KEY_BYTES]>,
+}
 
 impl MasterKey {
     /// Draws a new key.
@@ -21,22 +35,88 @@ impl MasterKey {
     /// # Errors
     /// [`FormatError::Cryptography`] if the system gives no random bytes.
     pub fn random() -> Result<Self, FormatError> {
-        random_array().map(Self::from_bytes)
+        Ok(Self { root: Zeroizing::new(random_array()?), dedup: Zeroizing::new(random_array()?) })
     }
 
-    /// The key with these bytes.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(Zeroizing::new(bytes))
+    /// The key with these bytes as its root, and a dedup key that follows from them.
+    pub fn from_bytes(root: [u8; KEY_BYTES]) -> Self {
+        let dedup = Zeroizing::new(blake3::derive_key("xenvault dedup key", &root));
+        Self { root: Zeroizing::new(root), dedup }
     }
 
-    pub(crate) fn expose(&self) -> &[u8; 32] {
-        &self.0
+    /// The same with the dedup key of other keys: equal content has equal ids in both repositories.
+    #[must_use]
+    pub fn sharing_ids_with(self, other: &Keys) -> Self {
+        Self { dedup: other.dedup.clone(), ..self }
     }
 }
 
 impl fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MasterKey(redacted)")
+    }
+}
+
+/// What a datamover needs that writes and does not read content.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WriterKey {
+    structure: Zeroizing<[u8; KEY_BYTES]>,
+    dedup: Zeroizing<[u8; KEY_BYTES]>,
+    public: [u8; KEY_BYTES],
+}
+
+impl fmt::Debug for WriterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WriterKey(redacted)")
+    }
+}
+
+/// What is in a key slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyMaterial {
+    /// Everything.
+    Full(MasterKey),
+    /// What a writer needs.
+    Writer(WriterKey),
+}
+
+impl KeyMaterial {
+    /// What it allows.
+    pub const fn access(&self) -> KeyAccess {
+        match self {
+            Self::Full(_) => KeyAccess::Full,
+            Self::Writer(_) => KeyAccess::WriteOnly,
+        }
+    }
+
+    /// Length of its bytes.
+    pub(crate) const fn length(access: KeyAccess) -> usize {
+        match access {
+            KeyAccess::Full => 2 * KEY_BYTES,
+            KeyAccess::WriteOnly => 3 * KEY_BYTES,
+        }
+    }
+
+    pub(crate) fn expose(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(match self {
+            Self::Full(MasterKey { root, dedup }) => [**root, **dedup].concat(),
+            Self::Writer(WriterKey { structure, dedup, public }) => [**structure, **dedup, *public].concat(),
+        })
+    }
+
+    pub(crate) fn from_exposed(access: KeyAccess, bytes: &[u8]) -> Result<Self, FormatError> {
+        let (keys, rest) = bytes.as_chunks::<KEY_BYTES>();
+        match (access, keys, rest) {
+            (KeyAccess::Full, &[root, dedup], []) => {
+                Ok(Self::Full(MasterKey { root: Zeroizing::new(root), dedup: Zeroizing::new(dedup) }))
+            }
+            (KeyAccess::WriteOnly, &[structure, dedup, public], []) => {
+                let (structure, dedup) = (Zeroizing::new(structure), Zeroizing::new(dedup));
+                Ok(Self::Writer(WriterKey { structure, dedup, public }))
+            }
+            _ => Err(FormatError::Field { what: "key slot", field: "length of the keys", found: bytes.len() as u64 }),
+        }
     }
 }
 
@@ -104,43 +184,112 @@ impl PackSalt {
 #[derive(Clone)]
 pub struct Keys {
     repository: RepositoryId,
-    master: MasterKey,
-    data_ids: Zeroizing<[u8; 32]>,
-    map_ids: Zeroizing<[u8; 32]>,
-    blob_ids: Zeroizing<[u8; 32]>,
-    cut: Zeroizing<[u8; 32]>,
-    index: Zeroizing<[u8; 32]>,
-    config: Zeroizing<[u8; 32]>,
+    content: Content,
+    structure: Zeroizing<[u8; KEY_BYTES]>,
+    dedup: Zeroizing<[u8; KEY_BYTES]>,
+    data_ids: Zeroizing<[u8; KEY_BYTES]>,
+    map_ids: Zeroizing<[u8; KEY_BYTES]>,
+    blob_ids: Zeroizing<[u8; KEY_BYTES]>,
+    cut: Zeroizing<[u8; KEY_BYTES]>,
+    index: Zeroizing<[u8; KEY_BYTES]>,
+    config: Zeroizing<[u8; KEY_BYTES]>,
+}
+
+/// What there is for the content of disks and blobs.
+#[derive(Clone)]
+enum Content {
+    Full { master: MasterKey, pair: KeyPair },
+    WriteOnly { public: [u8; KEY_BYTES] },
 }
 
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keys").field("repository", &self.repository).finish_non_exhaustive()
+        let access = self.access();
+        f.debug_struct("Keys").field("repository", &self.repository).field("access", &access).finish_non_exhaustive()
     }
 }
 
 impl Keys {
-    /// Derives the keys of a repository.
+    /// Derives all keys of a repository.
     ///
     /// # Errors
     /// [`FormatError::Cryptography`] if the derivation is refused; it never is for keys of this length.
     pub fn derive(master: MasterKey, repository: RepositoryId) -> Result<Self, FormatError> {
-        let fixed = |purpose: &str| derive(&master, repository, repository.as_bytes(), purpose);
+        let structure = derive(&master.root, repository, repository.as_bytes(), "structure")?;
+        let pair =
+            KeyPair::from_private(&*derive(&master.root, repository, repository.as_bytes(), "content key pair")?)?;
+        let dedup = master.dedup.clone();
+        Self::of(repository, structure, dedup, Content::Full { master, pair })
+    }
+
+    /// The keys of what was in a key slot.
+    ///
+    /// # Errors
+    /// As [`Self::derive`].
+    pub fn of_material(material: KeyMaterial, repository: RepositoryId) -> Result<Self, FormatError> {
+        match material {
+            KeyMaterial::Full(master) => Self::derive(master, repository),
+            KeyMaterial::Writer(WriterKey { structure, dedup, public }) => {
+                Self::of(repository, structure, dedup, Content::WriteOnly { public })
+            }
+        }
+    }
+
+    fn of(
+        repository: RepositoryId,
+        structure: Zeroizing<[u8; KEY_BYTES]>,
+        dedup: Zeroizing<[u8; KEY_BYTES]>,
+        content: Content,
+    ) -> Result<Self, FormatError> {
+        let shared = |purpose: &str| derive(&dedup, SHARED, SHARED.as_bytes(), purpose);
+        let own = |purpose: &str| derive(&structure, repository, repository.as_bytes(), purpose);
         Ok(Self {
             repository,
-            data_ids: fixed("data chunk ids")?,
-            map_ids: fixed("map chunk ids")?,
-            blob_ids: fixed("blob chunk ids")?,
-            cut: fixed("cut points")?,
-            index: fixed("index")?,
-            config: fixed("config")?,
-            master,
+            data_ids: shared("data chunk ids")?,
+            map_ids: shared("map chunk ids")?,
+            blob_ids: shared("blob chunk ids")?,
+            cut: shared("cut points")?,
+            index: own("index")?,
+            config: own("config")?,
+            content,
+            structure,
+            dedup,
         })
     }
 
     /// The repository that these keys are for.
     pub fn repository(&self) -> RepositoryId {
         self.repository
+    }
+
+    /// What they allow.
+    pub const fn access(&self) -> KeyAccess {
+        match self.content {
+            Content::Full { .. } => KeyAccess::Full,
+            Content::WriteOnly { .. } => KeyAccess::WriteOnly,
+        }
+    }
+
+    /// What a slot that gives all this holds.
+    pub fn material(&self) -> KeyMaterial {
+        match &self.content {
+            Content::Full { master, .. } => KeyMaterial::Full(master.clone()),
+            Content::WriteOnly { .. } => KeyMaterial::Writer(self.writer_key()),
+        }
+    }
+
+    /// The part of it that a writer needs.
+    pub fn writer_key(&self) -> WriterKey {
+        let public = match &self.content {
+            Content::Full { pair, .. } => pair.public(),
+            Content::WriteOnly { public } => *public,
+        };
+        WriterKey { structure: self.structure.clone(), dedup: self.dedup.clone(), public }
+    }
+
+    /// Whether equal content has equal ids under both.
+    pub fn shares_ids_with(&self, other: &Self) -> bool {
+        self.dedup == other.dedup
     }
 
     /// The id of a chunk with this content.
@@ -165,9 +314,9 @@ impl Keys {
         &self.config
     }
 
-    /// The key of one pack or record, from its own random salt.
+    /// The key of one pack's directory or structure, or of one point or record, from its own random salt.
     pub(crate) fn sealing_key(&self, salt: &[u8; 32], purpose: &str) -> Result<aead::LessSafeKey, FormatError> {
-        aead_key(&*derive(&self.master, self.repository, salt, purpose)?)
+        aead_key(&*derive(&self.structure, self.repository, salt, purpose)?)
     }
 }
 
@@ -197,15 +346,16 @@ impl hkdf::KeyType for KeyLength {
     }
 }
 
-fn derive(
-    master: &MasterKey,
+/// HKDF-SHA-256 of a secret.
+pub(crate) fn derive(
+    secret: &[u8; KEY_BYTES],
     repository: RepositoryId,
     salt: &[u8],
     purpose: &str,
-) -> Result<Zeroizing<[u8; 32]>, FormatError> {
-    let mut key = Zeroizing::new([0; 32]);
+) -> Result<Zeroizing<[u8; KEY_BYTES]>, FormatError> {
+    let mut key = Zeroizing::new([0; KEY_BYTES]);
     hkdf::Salt::new(hkdf::HKDF_SHA256, salt)
-        .extract(master.expose())
+        .extract(secret)
         .expand(&[b"xenvault ", purpose.as_bytes(), b" ", repository.as_bytes()], KeyLength)
         .and_then(|okm| okm.fill(&mut *key))
         .map_err(|_| FormatError::Cryptography)?;
@@ -221,11 +371,11 @@ mod tests {
     }
 
     #[test]
-    fn equal_content_meets_only_within_one_repository_and_kind() {
+    fn equal_content_meets_only_under_one_dedup_key_and_kind() {
         let id = keys(1, 1).chunk_id(ChunkKind::Data, b"content");
         assert_eq!(id, keys(1, 1).chunk_id(ChunkKind::Data, b"content"));
         assert_ne!(id, keys(2, 1).chunk_id(ChunkKind::Data, b"content"));
-        assert_ne!(id, keys(1, 2).chunk_id(ChunkKind::Data, b"content"));
+        assert_ne!(id, keys(2, 2).chunk_id(ChunkKind::Data, b"content"));
         assert_ne!(id, keys(1, 1).chunk_id(ChunkKind::Map, b"content"));
     }
 
@@ -235,7 +385,35 @@ mod tests {
     }
 
     #[test]
+    fn a_writers_key_gives_the_same_ids_and_structure_and_nothing_of_the_root() {
+        let full = keys(7, 9);
+        let material = KeyMaterial::Writer(full.writer_key());
+        let writer = Keys::of_material(material.clone(), full.repository()).unwrap();
+        assert_eq!((full.access(), writer.access()), (KeyAccess::Full, KeyAccess::WriteOnly));
+        for kind in [ChunkKind::Data, ChunkKind::Map, ChunkKind::Blob] {
+            assert_eq!(full.chunk_id(kind, b"content"), writer.chunk_id(kind, b"content"));
+        }
+        assert_eq!((full.index_key(), full.cut_key()), (writer.index_key(), writer.cut_key()));
+        assert_eq!((writer.writer_key(), writer.material()), (full.writer_key(), material));
+        let exposed = writer.material().expose();
+        assert!(!exposed.windows(32).any(|window| window == [7; 32]), "the root");
+    }
+
+    #[test]
+    fn repositories_may_share_ids_and_nothing_else() {
+        let (one, master) = (keys(1, 1), MasterKey::from_bytes([2; 32]));
+        let other = Keys::derive(master.sharing_ids_with(&one), RepositoryId::from_bytes([2; 16])).unwrap();
+        assert!(one.shares_ids_with(&other) && !one.shares_ids_with(&keys(2, 2)));
+        assert_eq!(one.chunk_id(ChunkKind::Blob, b"content"), other.chunk_id(ChunkKind::Blob, b"content"));
+        assert_eq!(one.cut_key(), other.cut_key());
+        assert_ne!(one.index_key(), other.index_key());
+        assert_ne!(one.writer_key().public, other.writer_key().public);
+    }
+
+    #[test]
     fn no_key_is_printed() {
+        assert_eq!(format!("{:?}", keys(3, 4).material()), "Full(MasterKey(redacted))");
+        assert_eq!(format!("{:?}", keys(3, 4).writer_key()), "WriterKey(redacted)");
         assert_eq!(format!("{:?}", MasterKey::from_bytes([3; 32])), "MasterKey(redacted)");
         assert!(!format!("{:?}", keys(3, 4)).contains("master"));
     }

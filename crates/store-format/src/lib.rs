@@ -15,6 +15,7 @@ mod error;
 pub mod fuzzing;
 mod ids;
 mod index;
+mod keypair;
 mod keys;
 mod keyslot;
 mod map;
@@ -22,6 +23,7 @@ mod pack;
 mod payload;
 mod point;
 mod record;
+mod recovery;
 mod secret;
 #[cfg(test)]
 mod testing;
@@ -33,8 +35,8 @@ pub use cut::{Chunker, CutChunk, CutRule};
 pub use error::FormatError;
 pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RecordId, RepositoryId};
 pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, encode_index};
-pub use keys::{ChunkKind, Keys, MasterKey, PackSalt};
-pub use keyslot::{KdfParams, KeySlot};
+pub use keys::{ChunkKind, KeyMaterial, Keys, MasterKey, PackSalt, WriterKey};
+pub use keyslot::{KdfParams, KeyAccess, KeySlot, MAX_LABEL_BYTES, SlotHead, SlotKind, SlotSecret};
 pub use map::{
     LEAF_BLOCKS, LEAF_BYTES, LeafEntry, LeafPage, MAP_FANOUT, MAX_MAP_LEVEL, NodePage, leaves_of, leaves_under,
     level_of,
@@ -50,6 +52,7 @@ pub use record::{
     MAX_HURT_POINTS, MAX_RECORD_BYTES, Receipt, Record, SweepEnd, SweepIntent, Tombstone, Undo, VerifyResult,
     decode_record, encode_record,
 };
+pub use recovery::{RecoveryKey, RecoveryKeyError};
 pub use secret::Secret;
 
 /// Format version that this release writes; it reads no later one.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use xenvault_block::ByteRange;
-use xenvault_store_format::{ChunkId, FormatError, PointId};
+use xenvault_store_format::{ChunkId, FormatError, PointId, RecoveryKeyError};
 
 /// Whether trying again can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,42 @@ pub enum StoreError {
     /// The key slots are intact, and none opens.
     #[error("the passphrase does not open this repository")]
     WrongPassphrase,
+    /// The text of a recovery key is mistyped; the source names the group.
+    #[error("this is not the recovery key as it was printed")]
+    RecoveryKey {
+        /// What is wrong with the text.
+        source: RecoveryKeyError,
+    },
+    /// Some key slots can not be read, and none of the others opens.
+    #[error(
+        "no key slot opens: if the passphrase or recovery key is right, it is that of a slot that is damaged ({slots})"
+    )]
+    NoSlotOpens {
+        /// Names of the damaged slots.
+        slots: String,
+        /// What is wrong with the last of them.
+        source: Box<StoreError>,
+    },
+    /// There is no key slot of this name.
+    #[error("there is no key slot {name} in this repository")]
+    UnknownKeySlot {
+        /// What was asked for.
+        name: String,
+    },
+    /// The key slot that opened the repository is not removed.
+    #[error(
+        "key slot {name} is the one that the repository was opened with: open it with another passphrase or recovery key, so that one is known to be left that opens"
+    )]
+    KeySlotInUse {
+        /// The slot.
+        name: String,
+    },
+    /// The key that the repository was opened with does not allow it.
+    #[error("this key only writes, and can not {action}: open the repository with a key that gives everything")]
+    WriteOnly {
+        /// What was tried.
+        action: &'static str,
+    },
     /// Written by a later release.
     #[error("{object} has format version {found}, this release reads up to version {supported}: use a newer release")]
     NewerFormat {

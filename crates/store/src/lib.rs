@@ -35,6 +35,7 @@ mod publish;
 mod reader;
 mod records;
 mod repository;
+mod slots;
 mod sweep;
 mod sweeps;
 mod tree;
@@ -49,6 +50,7 @@ pub use monitor::{MaintenanceMonitor, MaintenanceProgress, MaintenanceStage};
 pub use points::{DamagedPoint, Point, PointFilter, PointListing, PointSummary};
 pub use reader::{DiskReader, ReadOptions};
 pub use repository::{InitOptions, Repository};
+pub use slots::{KeySlotListing, KeySlotSummary, MAX_KEY_SLOTS, NewKey};
 pub use sweep::{SweepBegun, SweepEnded, SweepOptions, SweepReport};
 pub use verify::{
     DamageKind, DamagedObject, HurtDisk, HurtPoint, MAX_RANGES, RepairReport, VerifyMode, VerifyOptions, VerifyReport,
@@ -57,6 +59,6 @@ pub use writer::{Writer, WriterOptions};
 // Part of our signatures, so that an embedding program needs no further crate.
 pub use xenvault_block::ByteRange;
 pub use xenvault_store_format::{
-    BlobRef, ChunkId, DiskMapRef, KdfParams, Level, PackId, ParseIdError, PointDisk, PointId, PointManifest,
-    RepositoryId, Secret,
+    BlobRef, ChunkId, DiskMapRef, FormatError, KdfParams, KeyAccess, Level, MAX_LABEL_BYTES, PackId, ParseIdError,
+    PointDisk, PointId, PointManifest, RecoveryKey, RecoveryKeyError, RepositoryId, Secret, SlotKind,
 };

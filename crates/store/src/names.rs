@@ -35,6 +35,16 @@ pub(crate) fn pack_id(name: &str) -> Option<PackId> {
     (pack(&id) == name).then_some(id)
 }
 
+pub(crate) fn key(slot: &str) -> String {
+    format!("{KEYS}/{slot}")
+}
+
+/// A name that no key slot has: short enough to be typed, random enough not to be drawn twice.
+pub(crate) fn new_key() -> String {
+    let (random, _) = Uuid::new_v4().as_u64_pair();
+    key(&format!("{:012x}", random >> 16))
+}
+
 pub(crate) fn new_index() -> String {
     format!("{INDEX}/{}", Uuid::new_v4().simple())
 }

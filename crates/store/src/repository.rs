@@ -6,19 +6,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, KeySlot,
-    Keys, MasterKey, PackKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, Keys,
+    MasterKey, PackKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
 };
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
 use crate::index::Index;
 use crate::pool::WorkerPool;
+use crate::slots::{SharedSlot, first_slot, unlock};
 use crate::sweeps::Sweeps;
 use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, points};
 
 const MAX_CONFIG_BYTES: usize = 128 * 1024;
-const MAX_KEY_BYTES: usize = 4 * 1024;
 /// Memory for map pages that were read last.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// Memory for chunks of disks that were read last.
@@ -50,6 +50,7 @@ pub struct Repository {
 pub(crate) struct Inner {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) keys: Arc<Keys>,
+    pub(crate) slot: SharedSlot,
     pub(crate) config: Config,
     pub(crate) index: Index,
     pub(crate) pages: Cache<crate::map::Page>,
@@ -84,28 +85,27 @@ impl Repository {
     ) -> Result<Self, StoreError> {
         let repository = RepositoryId::random();
         let made = |error| StoreError::format(names::FIRST_KEY, error);
-        let master = MasterKey::random().map_err(made)?;
-        let (wrap_master, passphrase) = (master.clone(), passphrase.clone());
-        let slot = deriving(move || KeySlot::wrap(&wrap_master, repository, &passphrase, options.kdf)).await?;
-        let keys = Keys::derive(master, repository).map_err(made)?;
+        let keys = MasterKey::random().and_then(|master| Keys::derive(master, repository)).map_err(made)?;
+        let slot = first_slot(&keys, passphrase, options.kdf).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
-        for (name, bytes) in [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)] {
+        for (name, bytes) in [(names::FIRST_KEY, slot.slot.encode()), (names::CONFIG, encoded)] {
             put(&*backend, name, bytes.into()).await.map_err(|error| StoreError::io("write", name, error))?;
         }
-        Self::assemble(backend, Arc::new(keys), config)
+        Self::assemble(backend, Arc::new(keys), Arc::new(slot), config)
     }
 
-    /// Opens the repository in a folder.
+    /// Opens the repository in a folder, with a passphrase or the text of a recovery key.
     ///
     /// Deriving the key takes a few tenths of a second and 64 MiB, which are given back.
     ///
     /// # Errors
-    /// [`StoreError::NotARepository`], [`StoreError::WrongPassphrase`], [`StoreError::NewerFormat`],
-    /// [`StoreError::Damaged`] are told apart; [`StoreError::Backend`] if the folder can not be read.
+    /// [`StoreError::NotARepository`], [`StoreError::WrongPassphrase`], [`StoreError::RecoveryKey`],
+    /// [`StoreError::NoSlotOpens`], [`StoreError::NewerFormat`], [`StoreError::Damaged`] are told apart;
+    /// [`StoreError::Backend`] if the folder can not be read.
     pub async fn open(path: &Path, passphrase: &Secret) -> Result<Self, StoreError> {
         Self::open_on(Arc::new(LocalFolder::new(path)), passphrase).await
     }
@@ -125,11 +125,9 @@ impl Repository {
             Err(FormatError::Magic { .. }) => return Err(nothing()),
             decoded => decoded.map_err(|error| StoreError::format(names::CONFIG, error))?,
         };
-        let master = unlock(&*backend, stored.repository(), passphrase).await?;
-        let failed = |error| StoreError::format(names::CONFIG, error);
-        let keys = Keys::derive(master, stored.repository()).map_err(failed)?;
-        let config = stored.verify(&keys).map_err(failed)?;
-        Self::assemble(backend, Arc::new(keys), config)
+        let (keys, slot) = unlock(&*backend, stored.repository(), passphrase).await?;
+        let config = stored.verify(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
+        Self::assemble(backend, Arc::new(keys), Arc::new(slot), config)
     }
 
     /// The same repository, opened anew on a backend without deriving the key again. Nothing is shared but the keys.
@@ -137,16 +135,22 @@ impl Repository {
     /// # Errors
     /// [`StoreError::Backend`] if no thread can be started.
     pub fn reopen_on(&self, backend: Arc<dyn Backend>) -> Result<Self, StoreError> {
-        Self::assemble(backend, Arc::clone(&self.inner.keys), self.inner.config.clone())
+        Self::assemble(backend, Arc::clone(&self.inner.keys), Arc::clone(&self.inner.slot), self.inner.config.clone())
     }
 
-    fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
+    fn assemble(
+        backend: Arc<dyn Backend>,
+        keys: Arc<Keys>,
+        slot: SharedSlot,
+        config: Config,
+    ) -> Result<Self, StoreError> {
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
         let (pages, data) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(DATA_CACHE_BYTES));
         Ok(Self {
             inner: Arc::new(Inner {
                 backend,
                 keys,
+                slot,
                 config,
                 index: Index::default(),
                 pages,
@@ -287,53 +291,6 @@ impl Inner {
         let opened = self.run(open).await?;
         opened.map(Bytes::from).map_err(|error| StoreError::format(&object, error))
     }
-}
-
-/// Finds the slot that the passphrase opens.
-async fn unlock(backend: &dyn Backend, repository: RepositoryId, passphrase: &Secret) -> Result<MasterKey, StoreError> {
-    let names = backend.list(names::KEYS).await.map_err(|error| StoreError::io("list", names::KEYS, error))?;
-    let mut damaged = None;
-    let mut intact = false;
-    for name in names {
-        let slot = match get(backend, &name, MAX_KEY_BYTES).await {
-            Ok(bytes) => KeySlot::decode(&bytes),
-            Err(error) => {
-                damaged = Some(StoreError::io("read", &name, error));
-                continue;
-            }
-        };
-        match slot {
-            Ok(slot) if slot.repository() != repository => {
-                let error = FormatError::ForeignRepository { what: "key slot" };
-                damaged = Some(StoreError::format(&name, error));
-            }
-            Ok(slot) => {
-                intact = true;
-                let passphrase = passphrase.clone();
-                if let Some(master) = deriving(move || slot.unwrap(&passphrase)).await? {
-                    return Ok(master);
-                }
-            }
-            Err(error) => damaged = Some(StoreError::format(&name, error)),
-        }
-    }
-    match damaged {
-        // With an intact slot that does not open, the passphrase is what the operator should look at first.
-        _ if intact => Err(StoreError::WrongPassphrase),
-        Some(error) => Err(error),
-        None => {
-            let source = "there is no key slot, so nothing in this repository can be opened".into();
-            Err(StoreError::Damaged { object: names::KEYS.to_owned(), source })
-        }
-    }
-}
-
-async fn deriving<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, FormatError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| StoreError::io("open", names::KEYS, std::io::Error::other(error)))?
-        .map_err(|error| StoreError::format(names::KEYS, error))
 }
 
 /// Whether nothing of value is there: nothing at all, or what an interrupted `init` has left.

@@ -14,7 +14,7 @@ pub async fn run(arguments: &RepositoryArguments, format: Format) -> Outcome {
         .map_err(|source| OpenError::Open { path: path.clone(), source })?;
     let id = repository.id();
     let text = format!(
-        "made repository {id} in {}\nKeep the passphrase somewhere else too: without it nobody can read the backups.",
+        "made repository {id} in {}\nKeep the passphrase somewhere else too: without it, or a recovery key (`xenvault-restore key recovery`), nobody can read the backups.",
         path.display()
     );
     Ok(format.result(&text, json!({ "repository": id.to_string(), "path": path })))

@@ -148,8 +148,11 @@ impl Exit {
 
     fn of_store(error: &StoreError) -> Self {
         match error {
-            StoreError::WrongPassphrase => Self::Passphrase,
-            StoreError::UnknownPoint { .. } => Self::NotFound,
+            StoreError::WrongPassphrase | StoreError::RecoveryKey { .. } | StoreError::NoSlotOpens { .. } => {
+                Self::Passphrase
+            }
+            StoreError::KeySlotInUse { .. } | StoreError::WriteOnly { .. } => Self::Prerequisite,
+            StoreError::UnknownPoint { .. } | StoreError::UnknownKeySlot { .. } => Self::NotFound,
             StoreError::Damaged { .. } | StoreError::ChunkMissing { .. } | StoreError::PointGone { .. } => {
                 Self::Damaged
             }

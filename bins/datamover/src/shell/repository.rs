@@ -10,7 +10,7 @@ pub struct RepositoryArguments {
     /// Folder of the repository
     #[arg(long, value_name = "DIR")]
     pub repository: PathBuf,
-    /// File whose first line is the passphrase; `-` is standard input. Otherwise XENVAULT_PASSPHRASE is used
+    /// File whose first line is the passphrase or recovery key; `-` is standard input. Otherwise XENVAULT_PASSPHRASE is used
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
 }

@@ -1,6 +1,7 @@
 //! One file a command: calls the libraries and prints what they give back.
 
 mod disk;
+mod key;
 mod point;
 mod points;
 mod show;
@@ -23,6 +24,7 @@ pub async fn run(command: Command, format: Format) -> Exit {
         Command::Sweep(arguments) => sweep::run(&arguments, format).await,
         Command::Verify(arguments) => verify::run(&arguments, format).await,
         Command::Repair(arguments) => verify::repair(&arguments, format).await,
+        Command::Key { command } => key::run(command, format).await,
     };
     outcome.unwrap_or_else(|error| format.error(error.as_ref()))
 }
