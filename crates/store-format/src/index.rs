@@ -69,7 +69,7 @@ pub fn encode_index(keys: &Keys, entries: &[IndexEntry]) -> Result<Vec<u8>, Form
             out.extend_from_slice(&field.to_le_bytes());
         }
         out.extend_from_slice(&entry.placement.frame.to_le_bytes());
-        out.extend_from_slice(&[entry.kind.code(), 0]);
+        out.extend_from_slice(&[entry.kind.code(), entry.placement.part]);
     }
     let mac = blake3::keyed_hash(keys.index_key(), &out);
     out.extend_from_slice(mac.as_bytes());
@@ -165,7 +165,7 @@ impl IndexLayout {
         let (offset, length) = (fields.u32().ok()?, fields.u32().ok()?);
         let frame = fields.u16().ok()?;
         let kind = ChunkKind::from_code(fields.u8().ok()?)?;
-        let placement = Placement { offset, length, frame };
+        let placement = Placement { offset, length, frame, part: fields.u8().ok()? };
         Some(IndexEntry { id, kind, salt: self.salt(bytes, pack)?, placement })
     }
 
@@ -208,7 +208,7 @@ mod tests {
     fn entry(seed: u32) -> IndexEntry {
         let id = keys().chunk_id(ChunkKind::Data, &seed.to_le_bytes());
         let salt = PackSalt([u8::try_from(seed % 5).unwrap(); 32]);
-        let placement = Placement { offset: seed, length: 100, frame: 3 };
+        let placement = Placement { offset: seed, length: 100, frame: 3, part: 2 };
         IndexEntry { id, kind: ChunkKind::Data, salt, placement }
     }
 

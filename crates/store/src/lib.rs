@@ -21,6 +21,7 @@ mod counters;
 mod disk;
 mod error;
 mod forget;
+mod frames;
 mod heal;
 mod index;
 mod leaf;

@@ -154,7 +154,7 @@ async fn a_slow_medium_holds_the_source_back() {
     let counting = Counting::new(folder.path().to_owned());
     let repository = new_repository(folder.path()).await.reopen_on(counting.clone()).unwrap();
     let memory_bytes = 8 << 20;
-    let writer = repository.writer(WriterOptions { threads: 2, memory_bytes }).await.unwrap();
+    let writer = repository.writer(WriterOptions { threads: 2, memory_bytes, ..Default::default() }).await.unwrap();
     let counters = writer.counters();
     let mut disk = writer.disk(DiskOptions { virtual_size: 1 << 30, base: None }).await.unwrap();
     let stuck = counting.gate.clone().acquire_many_owned(1).await.unwrap();

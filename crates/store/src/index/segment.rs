@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use xenvault_store_format::{ChunkId, IndexEntry, IndexLayout, Keys, MAX_SEGMENT_BYTES, PackId};
+use xenvault_store_format::{ChunkId, IndexEntry, IndexLayout, Keys, MAX_SEGMENT_BYTES, PackId, PackSalt};
 
 use crate::StoreError;
 use crate::backend::{Backend, get};
@@ -44,9 +44,14 @@ impl Segment {
         (0..self.len()).filter_map(|number| Some((number, self.entry(number)?)))
     }
 
+    /// Salts of the packs that it names.
+    pub(crate) fn salts(&self) -> impl Iterator<Item = PackSalt> + '_ {
+        self.layout.salts(&self.bytes)
+    }
+
     /// The packs that it names.
     pub(crate) fn packs(&self) -> impl Iterator<Item = PackId> + '_ {
-        self.layout.salts(&self.bytes).map(|salt| salt.pack_id())
+        self.salts().map(|salt| salt.pack_id())
     }
 
     pub(super) async fn load(backend: &dyn Backend, keys: &Arc<Keys>, name: &str) -> Result<Self, StoreError> {

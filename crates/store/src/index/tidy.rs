@@ -78,7 +78,7 @@ pub(super) fn covered(loaded: &Loaded) -> HashSet<PackId> {
 /// The entries in as many parts as the chunk with the most copies has: a segment holds one place of a chunk, and no
 /// copy may become unknown.
 pub(super) fn layers(mut entries: Vec<IndexEntry>) -> Vec<Vec<IndexEntry>> {
-    entries.sort_by_key(|entry| (entry.id, entry.salt.pack_id(), entry.placement.frame));
+    entries.sort_by_key(|entry| (entry.id, entry.salt.pack_id(), entry.placement.frame, entry.placement.part));
     entries.dedup();
     let mut layers: Vec<Vec<IndexEntry>> = Vec::new();
     let (mut before, mut depth) = (None, 0);
@@ -105,7 +105,7 @@ mod tests {
             id: ChunkId::from_bytes([chunk; 32]),
             kind: ChunkKind::Data,
             salt: PackSalt::from_bytes([pack; 32]),
-            placement: Placement { offset: 64, length: 100, frame: 0 },
+            placement: Placement { offset: 64, length: 100, frame: 0, part: 0 },
         };
         let entries = vec![entry(1, 1), entry(2, 1), entry(1, 2), entry(1, 2), entry(1, 3), entry(3, 3)];
         let layers = layers(entries.clone());
