@@ -107,6 +107,9 @@ pub struct KeyAddArguments {
     /// Whose it is, for `key list`; at most 64 bytes
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub label: String,
+    /// For a datamover that backs up and can not read what disks hold
+    #[arg(long)]
+    pub write_only: bool,
 }
 
 #[derive(Debug, clap::Args)]

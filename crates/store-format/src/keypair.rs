@@ -3,7 +3,6 @@
 //!
 //! Whoever writes knows the public key, draws a pair of his own for each pack, forgets its private half, and keeps only
 //! the pack's key until the pack is written.
-#![allow(dead_code, reason = "packs are sealed to it in the next step")]
 
 use std::convert::Infallible;
 use std::fmt;

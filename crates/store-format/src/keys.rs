@@ -15,7 +15,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use ring::{aead, hkdf};
 use zeroize::Zeroizing;
 
-use crate::keypair::KeyPair;
+use crate::keypair::{KeyPair, encapsulate};
 use crate::{ChunkId, FormatError, KeyAccess, PackId, RepositoryId};
 
 const KEY_BYTES: usize = 32;
@@ -128,8 +128,19 @@ pub enum ChunkKind {
     Data,
     /// A page of a disk map.
     Map,
-    /// A blob, a piece of one, or the list of its pieces.
+    /// A blob, or a piece of one.
     Blob,
+    /// The list of the pieces of a blob.
+    List,
+}
+
+/// What a pack holds: chunks of one class only, so that one key opens all of it or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PackClass {
+    /// Bytes of disks and blobs.
+    Content,
+    /// What says where they are: pages of disk maps, and lists of pieces.
+    Structure,
 }
 
 impl ChunkKind {
@@ -139,6 +150,7 @@ impl ChunkKind {
             Self::Data => 0,
             Self::Map => 1,
             Self::Blob => 2,
+            Self::List => 3,
         }
     }
 
@@ -148,22 +160,68 @@ impl ChunkKind {
             0 => Some(Self::Data),
             1 => Some(Self::Map),
             2 => Some(Self::Blob),
+            3 => Some(Self::List),
             _ => None,
+        }
+    }
+
+    /// The packs that such chunks lie in.
+    pub const fn class(self) -> PackClass {
+        match self {
+            Self::Data | Self::Blob => PackClass::Content,
+            Self::Map | Self::List => PackClass::Structure,
+        }
+    }
+}
+
+/// How the frames of a pack are sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PackSealing {
+    /// Content, under a key from the root: by whoever can read it too.
+    Content,
+    /// Content, under a key that only the private key gives: by a writer. The salt is what HPKE calls `enc`.
+    Wrapped,
+    /// Structure, under a key from the structure key.
+    Structure,
+}
+
+impl PackSealing {
+    /// What packs that are sealed like this hold.
+    pub const fn class(self) -> PackClass {
+        match self {
+            Self::Content | Self::Wrapped => PackClass::Content,
+            Self::Structure => PackClass::Structure,
         }
     }
 }
 
 /// The random salt of one pack. Its hash names the pack.
+///
+/// The two highest bits of its last byte say how the pack is sealed: 00 and 01 mean wrapped (the salt is an X25519 public
+/// key, whose highest bit is always 0), 10 content, 11 structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PackSalt(pub(crate) [u8; 32]);
 
 impl PackSalt {
-    /// Draws a new salt.
-    ///
-    /// # Errors
-    /// [`FormatError::Cryptography`] if the system gives no random bytes.
-    pub fn random() -> Result<Self, FormatError> {
-        random_array().map(Self)
+    /// A salt that says how the pack is sealed, from random bytes.
+    fn marked(mut bytes: [u8; 32], sealing: PackSealing) -> Self {
+        let [.., last] = &mut bytes;
+        *last = match sealing {
+            PackSealing::Wrapped => *last & 0x7f,
+            PackSealing::Content => *last & 0x3f | 0x80,
+            PackSealing::Structure => *last | 0xc0,
+        };
+        Self(bytes)
+    }
+
+    /// How the pack is sealed.
+    pub const fn sealing(&self) -> PackSealing {
+        let [.., last] = self.0;
+        match last >> 6 {
+            2 => PackSealing::Content,
+            3 => PackSealing::Structure,
+            _ => PackSealing::Wrapped,
+        }
     }
 
     /// The salt with these bytes.
@@ -190,6 +248,7 @@ pub struct Keys {
     data_ids: Zeroizing<[u8; KEY_BYTES]>,
     map_ids: Zeroizing<[u8; KEY_BYTES]>,
     blob_ids: Zeroizing<[u8; KEY_BYTES]>,
+    list_ids: Zeroizing<[u8; KEY_BYTES]>,
     cut: Zeroizing<[u8; KEY_BYTES]>,
     index: Zeroizing<[u8; KEY_BYTES]>,
     config: Zeroizing<[u8; KEY_BYTES]>,
@@ -248,6 +307,7 @@ impl Keys {
             data_ids: shared("data chunk ids")?,
             map_ids: shared("map chunk ids")?,
             blob_ids: shared("blob chunk ids")?,
+            list_ids: shared("list chunk ids")?,
             cut: shared("cut points")?,
             index: own("index")?,
             config: own("config")?,
@@ -298,6 +358,7 @@ impl Keys {
             ChunkKind::Data => &self.data_ids,
             ChunkKind::Map => &self.map_ids,
             ChunkKind::Blob => &self.blob_ids,
+            ChunkKind::List => &self.list_ids,
         };
         ChunkId::from_bytes(*blake3::keyed_hash(key, plain).as_bytes())
     }
@@ -312,6 +373,42 @@ impl Keys {
 
     pub(crate) fn config_key(&self) -> &[u8; 32] {
         &self.config
+    }
+
+    /// Whether they open the frames of the pack with this salt.
+    pub fn open_frames_of(&self, salt: &PackSalt) -> bool {
+        salt.sealing().class() == PackClass::Structure || self.access() == KeyAccess::Full
+    }
+
+    /// Salt and key of the frames of a new pack.
+    pub(crate) fn new_pack(&self, class: PackClass) -> Result<(PackSalt, aead::LessSafeKey), FormatError> {
+        let sealing = match (class, &self.content) {
+            (PackClass::Content, Content::WriteOnly { public }) => {
+                let (encapsulated, key) = encapsulate(self.repository, public)?;
+                let salt = PackSalt(encapsulated);
+                // It can not be: the number is below 2^255.
+                let fits = salt.sealing() == PackSealing::Wrapped;
+                return if fits { Ok((salt, aead_key(&key)?)) } else { Err(FormatError::Cryptography) };
+            }
+            (PackClass::Content, Content::Full { .. }) => PackSealing::Content,
+            (PackClass::Structure, _) => PackSealing::Structure,
+        };
+        let salt = PackSalt::marked(random_array()?, sealing);
+        Ok((salt, self.frames_key(&salt)?))
+    }
+
+    /// The key of the frames of one pack.
+    pub(crate) fn frames_key(&self, salt: &PackSalt) -> Result<aead::LessSafeKey, FormatError> {
+        match (salt.sealing(), &self.content) {
+            (PackSealing::Structure, _) => self.sealing_key(&salt.0, "structure pack"),
+            (PackSealing::Content, Content::Full { master, .. }) => {
+                aead_key(&*derive(&master.root, self.repository, &salt.0, "content pack")?)
+            }
+            (PackSealing::Wrapped, Content::Full { pair, .. }) => {
+                aead_key(&*pair.decapsulate(self.repository, &salt.0)?)
+            }
+            (PackSealing::Content | PackSealing::Wrapped, Content::WriteOnly { .. }) => Err(FormatError::WriteOnly),
+        }
     }
 
     /// The key of one pack's directory or structure, or of one point or record, from its own random salt.
@@ -377,6 +474,25 @@ mod tests {
         assert_ne!(id, keys(2, 1).chunk_id(ChunkKind::Data, b"content"));
         assert_ne!(id, keys(2, 2).chunk_id(ChunkKind::Data, b"content"));
         assert_ne!(id, keys(1, 1).chunk_id(ChunkKind::Map, b"content"));
+    }
+
+    #[test]
+    fn a_salt_says_how_its_pack_is_sealed() {
+        for bytes in [[0; 32], [0xff; 32], [0x55; 32], [0xaa; 32]] {
+            for sealing in [PackSealing::Content, PackSealing::Wrapped, PackSealing::Structure] {
+                assert_eq!(PackSalt::marked(bytes, sealing).sealing(), sealing);
+            }
+        }
+        let writer = Keys::of_material(KeyMaterial::Writer(keys(1, 1).writer_key()), keys(1, 1).repository()).unwrap();
+        for (keys, class, sealing) in [
+            (&keys(1, 1), PackClass::Content, PackSealing::Content),
+            (&keys(1, 1), PackClass::Structure, PackSealing::Structure),
+            (&writer, PackClass::Content, PackSealing::Wrapped),
+            (&writer, PackClass::Structure, PackSealing::Structure),
+        ] {
+            let (salt, _) = keys.new_pack(class).unwrap();
+            assert_eq!((salt.sealing(), salt.sealing().class()), (sealing, class));
+        }
     }
 
     #[test]

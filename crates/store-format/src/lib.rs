@@ -35,15 +35,15 @@ pub use cut::{Chunker, CutChunk, CutRule};
 pub use error::FormatError;
 pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RecordId, RepositoryId};
 pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, encode_index};
-pub use keys::{ChunkKind, KeyMaterial, Keys, MasterKey, PackSalt, WriterKey};
+pub use keys::{ChunkKind, KeyMaterial, Keys, MasterKey, PackClass, PackSalt, PackSealing, WriterKey};
 pub use keyslot::{KdfParams, KeyAccess, KeySlot, MAX_LABEL_BYTES, SlotHead, SlotKind, SlotSecret};
 pub use map::{
     LEAF_BLOCKS, LEAF_BYTES, LeafEntry, LeafPage, MAP_FANOUT, MAX_MAP_LEVEL, NodePage, leaves_of, leaves_under,
     level_of,
 };
 pub use pack::{
-    DirectoryEntry, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_CHUNKS, PACK_HEADER_BYTES, PACK_TRAILER_BYTES,
-    PackEncoder, PackHeader, PackKey, PackTrailer, Placement,
+    DirectoryEntry, DirectoryKey, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_CHUNKS, PACK_HEADER_BYTES,
+    PACK_TRAILER_BYTES, PackEncoder, PackHeader, PackKey, PackTrailer, Placement,
 };
 pub use payload::{Compressor, MAX_FRAME_CHUNKS, MAX_PLAIN_BYTES, Payload, PlainFrame};
 pub use point::{Level, MAX_POINT_BYTES, PointDisk, PointManifest, decode_point, encode_point};

@@ -208,6 +208,7 @@ impl StoreError {
         let object = object.to_owned();
         match error {
             FormatError::NewerVersion { found, supported, .. } => Self::NewerFormat { object, found, supported },
+            FormatError::WriteOnly => Self::WriteOnly { action: "read what disks hold" },
             error => Self::Damaged { object, source: Box::new(error) },
         }
     }
@@ -228,6 +229,15 @@ impl StoreError {
         match self {
             Self::Damaged { .. } | Self::ChunkMissing { .. } | Self::NewerFormat { .. } => true,
             Self::DiskRange { source, .. } => source.is_loss(),
+            _ => false,
+        }
+    }
+
+    /// Whether it is only that the key does not read content.
+    pub(crate) fn is_write_only(&self) -> bool {
+        match self {
+            Self::WriteOnly { .. } => true,
+            Self::DiskRange { source, .. } => source.is_write_only(),
             _ => false,
         }
     }

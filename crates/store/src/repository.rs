@@ -7,9 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, Keys,
-    MAX_PLAIN_BYTES, MasterKey, PackKey, PackSalt, PlainFrame, PointId, RepositoryId, Secret, StoredConfig,
-    decode_piece_list,
+    BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, Keys, MAX_PLAIN_BYTES,
+    MasterKey, PackKey, PackSalt, PlainFrame, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
 };
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
@@ -210,9 +209,9 @@ impl Repository {
     /// [`StoreError::ChunkMissing`], [`StoreError::Damaged`], [`StoreError::Backend`].
     pub async fn blob(&self, blob: &BlobRef) -> Result<Vec<u8>, StoreError> {
         let object = || format!("blob {}", blob.id);
-        let first = self.inner.chunk(&blob.id, ChunkKind::Blob).await?;
+        let first = self.inner.chunk(&blob.id, blob.kind()).await?;
         let mut bytes = Vec::new();
-        if blob.length <= BLOB_PIECE_BYTES as u64 {
+        if blob.kind() == ChunkKind::Blob {
             bytes.extend_from_slice(&first);
         } else {
             let pieces =

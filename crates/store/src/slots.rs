@@ -181,7 +181,8 @@ impl Repository {
         Ok(going.len())
     }
 
-    fn full(&self, action: &'static str) -> Result<(), StoreError> {
+    /// Refuses what a key that only writes can not do.
+    pub(crate) fn full(&self, action: &'static str) -> Result<(), StoreError> {
         match self.access() {
             KeyAccess::Full => Ok(()),
             _ => Err(StoreError::WriteOnly { action }),

@@ -84,7 +84,7 @@ async fn add(arguments: &KeyAddArguments, format: Format) -> Outcome {
     let passphrase = arguments.repository.passphrase()?;
     let key = new_passphrase(arguments.new_passphrase_file.as_deref())?;
     let repository = arguments.repository.open_with(&passphrase).await?;
-    let gives = KeyAccess::Full;
+    let gives = if arguments.write_only { KeyAccess::WriteOnly } else { KeyAccess::Full };
     let slot = repository.add_key(&key, gives, &arguments.label).await?;
     let text = format!("the new passphrase opens the repository (key slot {slot}), and gives {}", access(gives));
     Ok(format.result(&text, json!({ "slot": slot, "access": access(gives) })))
