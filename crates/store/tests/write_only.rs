@@ -158,9 +158,14 @@ async fn a_sweep_with_the_full_key_rewrites_what_a_writer_has_written() {
     options.grace = std::time::Duration::ZERO;
     options.confirm_many = true;
     options.rewrite_below_percent = 100;
-    full.sweep(options.clone()).await.unwrap();
-    let ended = full.sweep(options).await.unwrap().ended.unwrap();
-    assert!(ended.carried_bytes > 0 && ended.removed_packs > 0, "{ended:?}");
+    let (mut carried, mut removed) = (0, 0);
+    for _ in 0..2 {
+        if let Some(ended) = full.sweep(options.clone()).await.unwrap().ended {
+            carried += ended.carried_bytes;
+            removed += ended.removed_packs;
+        }
+    }
+    assert!(carried > 0 && removed > 0, "{carried} {removed}");
     let fresh = full.reopen_on(common::local(folder.path())).unwrap();
     assert!(read_disk(&fresh, &second).await == kept);
     assert!(fresh.verify(of(VerifyMode::Full)).await.unwrap().is_clean());
