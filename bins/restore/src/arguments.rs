@@ -3,10 +3,12 @@
 use crate::shell::OutputArguments;
 use crate::shell::pool::{PoolArguments, StateArguments};
 use crate::shell::repository::RepositoryArguments;
+use crate::shell::secrets::SecretError;
 use std::path::PathBuf;
 use std::time::Duration;
 use xenvault_block::ByteSize;
 use xenvault_engine::MacPolicy;
+use xenvault_store::{Repository, Secret};
 
 /// Looks into a Xenvault repository and brings VMs and disks back.
 ///
@@ -66,6 +68,23 @@ pub enum Command {
         after_help = "Example:\n    xenvault-restore verify --repository /backup --passphrase-file ./passphrase --sample 10\n\nExit codes and environment: see `xenvault-restore --help`."
     )]
     Verify(VerifyArguments),
+    /// Keeps the locks of a repository in a bucket as long as its points are immutable
+    ///
+    /// With the keeper's credential, at least once in a quarter of the period of immutability, better each day. What new
+    /// points use again is locked until their end, and what points beyond their end need for another quarter. Locks never
+    /// become shorter.
+    #[command(
+        after_help = "Example:\n    xenvault-restore keep --repository /backup --passphrase-file ./passphrase --dry-run\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
+    Keep(KeepArguments),
+    /// Takes the files of a repository in a local folder over, as root, so that datamovers can not change them any more
+    ///
+    /// For repositories made with --immutability broker. Needs no passphrase. Each call takes over what was finished since
+    /// the last one; with --every it stays and does so again and again.
+    #[command(
+        after_help = "Example:\n    xenvault-restore seal /backup --group xenvault --every 10s\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
+    Seal(SealArguments),
     /// Writes index segments and receipts again that were lost; never touches a pack or a point
     #[command(
         after_help = "Example:\n    xenvault-restore repair --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-restore --help`."
@@ -152,6 +171,8 @@ pub struct KeyRemoveArguments {
 pub enum PointCommand {
     /// Lists the restore points, as `points` does
     List(PointsArguments),
+    /// Shows one point, and proves what protects it by asking the store about each of its objects
+    Show(ShowArguments),
     /// Forgets points: they are not listed any more, and a sweep removes them
     Forget(ForgetArguments),
     /// Takes the forgetting of points back, which is possible until a sweep has announced them
@@ -206,7 +227,7 @@ pub struct SweepArguments {
 #[derive(Debug, clap::Args)]
 pub struct VerifyArguments {
     #[command(flatten)]
-    pub repository: RepositoryArguments,
+    pub repository: ReadingArguments,
     /// Read, authenticate and hash every chunk of every pack. Without it, only the frame of each pack is looked at
     #[arg(long, conflicts_with = "sample")]
     pub full: bool,
@@ -222,6 +243,57 @@ pub struct VerifyArguments {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct KeepArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// Show what would be locked for longer, and touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SealArguments {
+    /// Folder of the repository
+    pub folder: PathBuf,
+    /// Group of the datamovers, by name or number: who may put new files in
+    #[arg(long, value_name = "NAME_OR_GID")]
+    pub group: String,
+    /// Stay, and take over what is new each time that this has passed, such as 10s
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub every: Option<Duration>,
+}
+
+/// A repository that is only read.
+#[derive(Debug, clap::Args)]
+pub struct ReadingArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// Read as if nobody had ever forgotten or swept anything: after an attack with a datamover's key, which can write
+    /// tombstones
+    #[arg(long)]
+    pub ignore_tombstones: bool,
+}
+
+impl ReadingArguments {
+    /// As [`RepositoryArguments::passphrase`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn passphrase(&self) -> Result<Secret, SecretError> {
+        self.repository.passphrase()
+    }
+
+    /// Opens the repository with a passphrase that was read before.
+    ///
+    /// # Errors
+    /// As [`RepositoryArguments::open_with`].
+    pub async fn open_with(&self, passphrase: &Secret) -> Result<Repository, crate::Failure> {
+        let repository = self.repository.open_with(passphrase).await?;
+        Ok(if self.ignore_tombstones { repository.without_deletions()? } else { repository })
+    }
+}
+
+#[derive(Debug, clap::Args)]
 pub struct RepairArguments {
     #[command(flatten)]
     pub repository: RepositoryArguments,
@@ -230,7 +302,7 @@ pub struct RepairArguments {
 #[derive(Debug, clap::Args)]
 pub struct PointsArguments {
     #[command(flatten)]
-    pub repository: RepositoryArguments,
+    pub repository: ReadingArguments,
     /// Only points of this VM, by UUID or by the name at the time of the backup
     #[arg(long, value_name = "NAME_OR_UUID")]
     pub vm: Option<String>,
@@ -241,7 +313,7 @@ pub struct ShowArguments {
     /// The point: its id, or enough of its beginning
     pub point: String,
     #[command(flatten)]
-    pub repository: RepositoryArguments,
+    pub repository: ReadingArguments,
 }
 
 #[derive(Debug, clap::Args)]
@@ -249,7 +321,7 @@ pub struct VmArguments {
     /// The point: its id, or enough of its beginning
     pub point: String,
     #[command(flatten)]
-    pub repository: RepositoryArguments,
+    pub repository: ReadingArguments,
     #[command(flatten)]
     pub pool: PoolArguments,
     #[command(flatten)]
@@ -276,7 +348,7 @@ pub struct DiskArguments {
     /// The disk: its position (0, 1, ...) or its UUID, as `show` lists them
     pub disk: String,
     #[command(flatten)]
-    pub repository: RepositoryArguments,
+    pub repository: ReadingArguments,
     /// File to write; it must not exist
     #[arg(long, value_name = "FILE")]
     pub to: PathBuf,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use bincode::Options as _;
 
 use crate::wire::{Fields, checked_body, put_crc, put_preamble, record_options};
-use crate::{FormatError, Keys, RepositoryId};
+use crate::{FormatError, Immutability, Keys, RepositoryId};
 
 const WHAT: &str = "config";
 const MAGIC: &[u8; 8] = b"XVLTCONF";
@@ -27,8 +27,14 @@ pub struct Config {
     pub max_chunk_blocks: u16,
     /// Packs are closed when they reach this size in bytes.
     pub pack_target_bytes: u32,
-    /// What protects objects from being changed: `none` on a plain folder.
-    pub immutability: String,
+    /// What protects objects from being changed and removed.
+    pub immutability: Immutability,
+    /// The service and folder that the next two were found out of, by trying; empty for a folder of a file system.
+    pub service: String,
+    /// Whether the service makes an object on the condition that there is none, and keeps to it.
+    pub conditional_put: bool,
+    /// Whether the service keeps what is overwritten or removed.
+    pub versioned: bool,
 }
 
 impl Config {
@@ -40,7 +46,10 @@ impl Config {
             cut_bits: 3,
             max_chunk_blocks: 32,
             pack_target_bytes: 32 * 1024 * 1024,
-            immutability: "none".to_owned(),
+            immutability: Immutability::None,
+            service: String::new(),
+            conditional_put: false,
+            versioned: false,
         }
     }
 
@@ -138,7 +147,9 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_config_are_fixed() {
-        let config = Config::new(keys().repository(), 1_700_000_000_000);
+        let mut config = Config::new(keys().repository(), 1_700_000_000_000);
+        config.service = "s3://bucket/folder".to_owned();
+        config.conditional_put = true;
         let bytes = config.encode(&keys()).unwrap();
         golden("config", &bytes);
         assert_eq!(StoredConfig::decode(&bytes).unwrap().verify(&keys()).unwrap(), config);

@@ -14,6 +14,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ids;
+mod immutability;
 mod index;
 mod keypair;
 mod keys;
@@ -34,6 +35,7 @@ pub use config::{Config, StoredConfig};
 pub use cut::{Chunker, CutChunk, CutRule};
 pub use error::FormatError;
 pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RecordId, RepositoryId};
+pub use immutability::{Immutability, LockMode, ParseImmutabilityError};
 pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, encode_index};
 pub use keys::{ChunkKind, KeyMaterial, Keys, MasterKey, PackClass, PackSalt, PackSealing, WriterKey};
 pub use keyslot::{KdfParams, KeyAccess, KeySlot, MAX_LABEL_BYTES, SlotHead, SlotKind, SlotSecret};

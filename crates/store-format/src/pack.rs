@@ -289,12 +289,20 @@ impl PackKey {
     /// # Errors
     /// Everything that is wrong with the bytes.
     pub fn open(&self, kind: ChunkKind, number: u16, frame: Vec<u8>) -> Result<PlainFrame, FormatError> {
+        let mut frame = frame;
+        self.open_in_place(kind, number, &mut frame)
+    }
+
+    /// As [`Self::open`], of a frame in memory that may be overwritten.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_in_place(&self, kind: ChunkKind, number: u16, frame: &mut [u8]) -> Result<PlainFrame, FormatError> {
         const WHAT: &str = "frame";
         if kind.class() != self.class {
             return Err(FormatError::Authentication { what: WHAT });
         }
-        let mut frame = frame;
-        decode(open_frame(WHAT, &self.key, number.into(), &aad(&[], kind.code()), &mut frame)?)
+        decode(open_frame(WHAT, &self.key, number.into(), &aad(&[], kind.code()), frame)?)
     }
 }
 

@@ -166,6 +166,13 @@ impl PlainFrame {
         if keys.chunk_id(kind, plain) == *id { Ok(plain) } else { Err(FormatError::WrongContent { id: *id }) }
     }
 
+    /// The ids of its chunks, hashed.
+    pub fn ids(&self, keys: &Keys, kind: ChunkKind) -> Vec<ChunkId> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let chunk = |(start, end): (usize, &usize)| self.bytes.get(start..*end).unwrap_or_default();
+        starts.zip(&self.ends).map(|place| keys.chunk_id(kind, chunk(place))).collect()
+    }
+
     /// Where in [`Self::into_bytes`] chunk number `part` is.
     ///
     /// # Errors
@@ -263,6 +270,8 @@ mod tests {
             let lengths: Vec<usize> = chunks.iter().map(Vec::len).collect();
             let payload = Compressor::new(3).unwrap().prepare_all(&chunks.concat(), &lengths).unwrap();
             let frame = decode(&payload.frame[FRAME_HEADER_BYTES..]).unwrap();
+            let ids: Vec<_> = chunks.iter().map(|chunk| keys().chunk_id(ChunkKind::Data, chunk)).collect();
+            prop_assert_eq!(frame.ids(&keys(), ChunkKind::Data), ids);
             for (part, chunk) in (0_u8..).zip(&chunks) {
                 let id = keys().chunk_id(ChunkKind::Data, chunk);
                 prop_assert_eq!(frame.chunk(&keys(), ChunkKind::Data, &id, part).unwrap(), &chunk[..]);

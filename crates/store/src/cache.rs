@@ -39,14 +39,21 @@ impl<K: Clone + Eq + Hash, V: Clone> Cache<K, V> {
         Some(entry.value.clone())
     }
 
-    /// What is there, or what `make` makes and puts there.
-    pub(crate) fn get_or_put(&self, id: K, weight: usize, make: impl FnOnce() -> V) -> V {
-        // Two at once may both make one; the later one stays.
-        self.get(&id).unwrap_or_else(|| {
-            let value = make();
-            self.put(id, value.clone(), weight);
-            value
-        })
+    /// Lets go of an entry.
+    pub(crate) fn forget(&self, id: &K) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = state.entries.remove(id) {
+            state.weight -= old.weight;
+        }
+    }
+
+    /// What an entry weighs, now that it is known. If it is too much, others go with the next [`Self::put`].
+    pub(crate) fn set_weight(&self, id: &K, weight: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = state.entries.get_mut(id) {
+            let before = std::mem::replace(&mut entry.weight, weight);
+            state.weight = state.weight - before + weight;
+        }
     }
 
     pub(crate) fn put(&self, id: K, value: V, weight: usize) {
@@ -86,5 +93,12 @@ mod tests {
         assert_eq!((cache.get(&id(1)), cache.get(&id(2)), cache.get(&id(3))), (Some('a'), None, Some('c')));
         cache.put(id(4), 'd', 11);
         assert_eq!(cache.get(&id(4)), None);
+        cache.put(id(5), 'e', 1);
+        cache.set_weight(&id(5), 10);
+        cache.put(id(6), 'f', 1);
+        assert_eq!((cache.get(&id(5)), cache.get(&id(6))), (None, Some('f')));
+        cache.forget(&id(6));
+        cache.put(id(7), 'g', 10);
+        assert_eq!(cache.get(&id(7)), Some('g'));
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use xenvault_block::ByteRange;
 use xenvault_store_format::{ChunkId, FormatError, PointId, RecoveryKeyError};
 
+use crate::backend::BucketFault;
+
 /// Whether trying again can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -30,6 +32,22 @@ pub enum StoreError {
     NotEmpty {
         /// Where the repository should have been made.
         path: PathBuf,
+    },
+    /// The folder is part of another repository.
+    #[error("{path} can not become a repository: it lies within the repository at {repository}", path = path.display(), repository = repository.display())]
+    Within {
+        /// Where the repository should have been made.
+        path: PathBuf,
+        /// The repository that is there.
+        repository: PathBuf,
+    },
+    /// The service does not do what every repository needs.
+    #[error("{place} can not hold a repository: {what}", place = place.display())]
+    Unfit {
+        /// Where it was tried.
+        place: PathBuf,
+        /// What it does not do.
+        what: &'static str,
     },
     /// The key slots are intact, and none opens.
     #[error("the passphrase does not open this repository")]
@@ -63,6 +81,16 @@ pub enum StoreError {
     KeySlotInUse {
         /// The slot.
         name: String,
+    },
+    /// The store keeps a key slot until its lock ends.
+    #[error(
+        "key slot {name} is locked in the store, and goes on opening the repository until the lock ends: remove it then with `key remove`"
+    )]
+    KeySlotLocked {
+        /// The slot.
+        name: String,
+        /// What the store said.
+        source: std::io::Error,
     },
     /// The key that the repository was opened with does not allow it.
     #[error("this key only writes, and can not {action}: open the repository with a key that gives everything")]
@@ -174,6 +202,12 @@ pub enum StoreError {
         /// The point.
         id: PointId,
     },
+    /// The store does not keep what the repository is to promise.
+    #[error("the store does not keep the promise of immutability, so it is not given")]
+    LockNotKept {
+        /// What was seen.
+        source: std::io::Error,
+    },
     /// The caller broke a rule of the call.
     #[error("{what}")]
     Misuse {
@@ -242,13 +276,26 @@ impl StoreError {
         }
     }
 
+    /// What the service of objects has answered, if it is that which failed.
+    pub fn bucket_fault(&self) -> Option<&BucketFault> {
+        match self {
+            Self::Backend { source, .. } | Self::Full { source, .. } => source.get_ref()?.downcast_ref(),
+            Self::DiskRange { source, .. } | Self::Overtaken { source, .. } => source.bucket_fault(),
+            _ => None,
+        }
+    }
+
     /// Whether trying again can help.
     pub fn retry(&self) -> Retry {
+        if self.bucket_fault().is_some_and(BucketFault::is_lasting) {
+            return Retry::Never;
+        }
         match self {
             Self::Full { .. }
             | Self::Backend { .. }
             | Self::WriterFailed { .. }
             | Self::IncompleteListing { .. }
+            | Self::KeySlotLocked { .. }
             | Self::SweepTaken { .. }
             | Self::Overtaken { .. } => Retry::Later,
             Self::DiskRange { source, .. } => source.retry(),

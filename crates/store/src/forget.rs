@@ -32,6 +32,7 @@ impl Repository {
     /// [`StoreError::Backend`]: then some may be forgotten, and the call can be repeated.
     pub async fn forget(&self, points: &[PointId], reason: &str) -> Result<ForgetReport, StoreError> {
         let repository = &self.inner;
+        repository.writable()?;
         let places = places(repository, points).await?;
         let forgotten = tombstones(repository).await?.of_points();
         let mut report = ForgetReport::default();
@@ -69,6 +70,7 @@ impl Repository {
     /// nothing was taken back.
     pub async fn undo_forget(&self, points: &[PointId]) -> Result<ForgetReport, StoreError> {
         let repository = &self.inner;
+        repository.writable()?;
         let forgotten = tombstones(repository).await?.of_points();
         let others: Vec<PointId> = points.iter().filter(|id| !forgotten.contains_key(id)).copied().collect();
         places(repository, &others).await?;
@@ -116,6 +118,9 @@ impl Tombstones {
 /// Reads all tombstones. One that can not be read hides nothing and removes nothing, and is warned of.
 pub(crate) async fn tombstones(repository: &Inner) -> Result<Tombstones, StoreError> {
     let mut found = Tombstones::default();
+    if repository.ignore_deletions {
+        return Ok(found);
+    }
     let all = records::read_all::<Tombstone>(repository, names::TOMBSTONES).await?;
     let checked = all.into_iter().map(|(name, tombstone)| async move {
         let tombstone = match tombstone {

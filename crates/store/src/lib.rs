@@ -20,16 +20,19 @@ mod cache;
 mod counters;
 mod disk;
 mod error;
+mod fetch;
 mod forget;
 mod frames;
 mod heal;
 mod index;
+mod keep;
 mod leaf;
 mod map;
 mod mark;
 mod monitor;
 mod names;
 mod packs;
+mod place;
 mod points;
 mod pool;
 mod publish;
@@ -47,7 +50,9 @@ pub use counters::{Stage, WriteCounters, WriteProgress};
 pub use disk::{DiskOptions, DiskResult, DiskStats, DiskWriter};
 pub use error::{Retry, StoreError};
 pub use forget::ForgetReport;
+pub use keep::{KeepOptions, KeepReport, PointProtection};
 pub use monitor::{MaintenanceMonitor, MaintenanceProgress, MaintenanceStage};
+pub use place::PlaceFacts;
 pub use points::{DamagedPoint, Point, PointFilter, PointListing, PointSummary};
 pub use reader::{DiskReader, ReadOptions};
 pub use repository::{InitOptions, Repository};
@@ -60,6 +65,7 @@ pub use writer::{Writer, WriterOptions};
 // Part of our signatures, so that an embedding program needs no further crate.
 pub use xenvault_block::ByteRange;
 pub use xenvault_store_format::{
-    BlobRef, ChunkId, DiskMapRef, FormatError, KdfParams, KeyAccess, Level, MAX_LABEL_BYTES, PackId, ParseIdError,
-    PointDisk, PointId, PointManifest, RecoveryKey, RecoveryKeyError, RepositoryId, Secret, SlotKind,
+    BlobRef, ChunkId, DiskMapRef, FormatError, Immutability, KdfParams, KeyAccess, Level, LockMode, MAX_LABEL_BYTES,
+    PackId, ParseIdError, ParseImmutabilityError, PointDisk, PointId, PointManifest, RecoveryKey, RecoveryKeyError,
+    RepositoryId, Secret, SlotKind,
 };

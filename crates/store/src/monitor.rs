@@ -17,6 +17,8 @@ pub enum MaintenanceStage {
     Remove,
     /// Index segments are replaced.
     Index,
+    /// Locks are asked for, and made longer.
+    Keep,
     /// Packs are checked.
     Packs,
     /// Points are walked.
@@ -31,6 +33,7 @@ impl fmt::Display for MaintenanceStage {
             Self::Carry => "storing again what is needed",
             Self::Remove => "removing",
             Self::Index => "writing index segments",
+            Self::Keep => "keeping locks",
             Self::Packs => "checking packs",
             Self::Points => "walking points",
         })

@@ -8,6 +8,8 @@ use crate::StoreError;
 pub(crate) const CONFIG: &str = "config";
 pub(crate) const KEYS: &str = "keys";
 pub(crate) const FIRST_KEY: &str = "keys/1";
+/// What is under way, or left behind by what died under way; never part of the repository.
+pub(crate) const TEMPORARY: &str = "tmp";
 pub(crate) const PACKS: &str = "packs";
 pub(crate) const INDEX: &str = "index";
 pub(crate) const POINTS: &str = "points";

@@ -7,6 +7,7 @@ use futures::{StreamExt as _, stream};
 use xenvault_store_format::{Level, MAX_POINT_BYTES, PointId, PointManifest, decode_point};
 
 use crate::backend::get;
+use crate::keep::is_promised;
 use crate::repository::Inner;
 use crate::{StoreError, forget, names, records};
 
@@ -70,6 +71,9 @@ pub struct PointListing {
     /// Points of runs that nobody saw to their end, and that a sweep may have taken chunks from: they are no base, and
     /// the next sweep looks for every chunk. What can be read of them is right.
     pub quarantined: Vec<PointSummary>,
+    /// Points among `points` that were forgotten and are listed all the same: they are immutable until their promise
+    /// ends, and only then does the tombstone count.
+    pub promised: Vec<PointId>,
 }
 
 /// Points read at the same time when they are listed.
@@ -92,7 +96,11 @@ pub(crate) async fn list(repository: &Arc<Inner>, filter: &PointFilter) -> Resul
     let mut results = stream::iter(wanted).map(read).buffered(PARALLEL);
     while let Some((object, result)) = results.next().await {
         let id = names::point_parts(&object).map(|(_, _, id)| id);
-        let is_forgotten = id.is_some_and(|id| forgotten.contains_key(&id));
+        let mut is_forgotten = id.is_some_and(|id| forgotten.contains_key(&id));
+        if is_forgotten && is_promised(repository, &object).await? {
+            is_forgotten = false;
+            listing.promised.extend(id);
+        }
         match result {
             Ok(point) if !fits(&filter.vm_name, &point.vm_name) => {}
             Ok(point) if is_forgotten => listing.forgotten.push(PointSummary::of(&point)),

@@ -1,21 +1,23 @@
 //! Reading the disk of a point: at random, as a stream, or only where there is data.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use xenvault_block::{ByteRange, ExtentSet};
-use xenvault_store_format::{
-    BLOCK_BYTES, ChunkId, ChunkKind, DiskMapRef, IndexEntry, LEAF_BYTES, LeafPage, MAX_PLAIN_BYTES,
-};
+use xenvault_store_format::{BLOCK_BYTES, ChunkId, ChunkKind, DiskMapRef, IndexEntry, LEAF_BYTES, LeafPage};
 
 use crate::StoreError;
+use crate::fetch::{FrameKey, Opening, key_of};
 use crate::map::MapReader;
 use crate::repository::Inner;
 
-/// Longest content of a frame, in bytes; what one fetch may hold.
-const FETCH_BYTES: u64 = MAX_PLAIN_BYTES as u64;
+/// Frames that are fetched together, in one read where they lie together.
+const GROUP_FRAMES: usize = 8;
+/// What such a group holds, in bytes: frames as this release writes them. The longest ones have four times that.
+const GROUP_BYTES: u64 = GROUP_FRAMES as u64 * 256 * 1024;
 /// Leaves of a map that are read ahead.
 const LEAVES_AHEAD: usize = 4;
 /// Longest answer of one random read.
@@ -24,7 +26,8 @@ const MAX_READ_BYTES: u64 = 256 * 1024 * 1024;
 /// Bounds of a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadOptions {
-    /// How many bytes may be on their way at once.
+    /// How many bytes may be on their way at once, counted in frames as this release writes them; at least 2 MiB. Frames
+    /// of other writers may be four times as long.
     pub window_bytes: u64,
 }
 
@@ -77,7 +80,7 @@ impl DiskReader {
         }
         let length = usize::try_from(range.len()).unwrap_or(usize::MAX);
         let mut bytes = BytesMut::zeroed(length);
-        let mut pieces = self.pieces(range, 8);
+        let mut pieces = self.pieces(range, 4);
         while let Some((offset, piece)) = pieces.try_next().await? {
             let at = usize::try_from(offset - range.start()).unwrap_or(usize::MAX);
             if let Some(part) = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..piece.len())) {
@@ -159,40 +162,40 @@ impl DiskReader {
         range: ByteRange,
         options: ReadOptions,
     ) -> BoxStream<'static, Result<(u64, Bytes), StoreError>> {
-        let parallel = usize::try_from(options.window_bytes / FETCH_BYTES).unwrap_or(usize::MAX);
+        let parallel = usize::try_from(options.window_bytes / GROUP_BYTES).unwrap_or(usize::MAX);
         self.pieces(range, parallel.clamp(1, 1024))
     }
 
     fn pieces(&self, range: ByteRange, parallel: usize) -> BoxStream<'static, Result<(u64, Bytes), StoreError>> {
         let this = self.clone();
-        let fetch = move |batch: Result<Batch, StoreError>| {
+        let fetch = move |group: Result<Group, StoreError>| {
             let this = this.clone();
             async move {
-                match batch {
-                    Ok(batch) => this.fetch_batch(batch).await,
+                match group {
+                    Ok(group) => this.fetch(group).await,
                     Err(error) => vec![Err(error)],
                 }
             }
         };
-        let pieces = self.batches(range).map(fetch).buffered(parallel).map(stream::iter).flatten();
+        let pieces = self.groups(range).map(fetch).buffered(parallel).map(stream::iter).flatten();
         // Whoever goes on after an error would take a hole for zeros.
         until_error(pieces).boxed()
     }
 
-    /// The chunks that touch `range`, in ascending order, those together that follow each other and share a frame.
-    fn batches(&self, range: ByteRange) -> impl Stream<Item = Result<Batch, StoreError>> + Send + use<> {
+    /// The chunks that touch `range`, in ascending order, in groups that are fetched together.
+    fn groups(&self, range: ByteRange) -> impl Stream<Item = Result<Group, StoreError>> + Send + use<> {
         let repository = Arc::clone(&self.map.repository);
         self.spans_by_leaf(range)
             .map_ok(move |spans| {
-                let mut batches: Vec<Batch> = Vec::new();
+                let mut groups: Vec<Group> = Vec::new();
                 for span in spans {
-                    let entry = repository.index.find(&span.chunk, ChunkKind::Data);
-                    match (batches.last_mut(), entry) {
-                        (Some(last), Some(entry)) if last.is_in_frame_of(&entry) => last.spans.push((span, entry)),
-                        _ => batches.push(Batch::begin(span, entry)),
+                    let entry = repository.index.find_to_read(&span.chunk, ChunkKind::Data);
+                    match groups.last_mut() {
+                        Some(last) if last.has_room_for(entry.as_ref()) => last.push(span, entry),
+                        _ => groups.push(Group::begin(span, entry)),
                     }
                 }
-                stream::iter(batches).map(Ok)
+                stream::iter(groups).map(Ok)
             })
             .try_flatten()
     }
@@ -226,12 +229,25 @@ impl DiskReader {
             .try_buffered(LEAVES_AHEAD)
     }
 
-    /// The bytes of a batch. Ends with the first error.
-    async fn fetch_batch(&self, batch: Batch) -> Vec<Result<(u64, Bytes), StoreError>> {
+    /// The bytes of a group. Of each batch in it, up to the first error.
+    async fn fetch(&self, group: Group) -> Vec<Result<(u64, Bytes), StoreError>> {
+        let openings = self.map.repository.openings(&group.frames);
+        let openings: HashMap<FrameKey, Opening> = group.frames.iter().map(key_of).zip(openings).collect();
+        let batches = group.batches.into_iter().map(|batch| self.fetch_batch(batch, &openings));
+        futures::future::join_all(batches).await.into_iter().flatten().collect()
+    }
+
+    async fn fetch_batch(
+        &self,
+        batch: Batch,
+        openings: &HashMap<FrameKey, Opening>,
+    ) -> Vec<Result<(u64, Bytes), StoreError>> {
         let repository = &self.map.repository;
-        if let Some((_, entry)) = batch.spans.first() {
-            let chunks = batch.spans.iter().map(|(span, entry)| (span.chunk, entry.placement.part)).collect();
-            if let Ok(found) = repository.chunks_of_frame(*entry, chunks).await {
+        let first = batch.spans.first().map(|(_, entry)| *entry);
+        if let Some((entry, opening)) = first.and_then(|entry| Some((entry, openings.get(&key_of(&entry))?))) {
+            let wanted: Vec<(ChunkId, u8)> =
+                batch.spans.iter().map(|(span, entry)| (span.chunk, entry.placement.part)).collect();
+            if let Ok(found) = repository.chunks_of(opening, entry, wanted).await {
                 return batch.spans.iter().zip(found).map(|((span, _), bytes)| span.part_of(bytes)).collect();
             }
         }
@@ -250,7 +266,46 @@ impl DiskReader {
     }
 }
 
-/// Chunks that are read at once.
+/// Chunks that are fetched together.
+#[derive(Debug, Default)]
+struct Group {
+    /// In the order of the disk.
+    batches: Vec<Batch>,
+    /// One entry of each frame that they lie in.
+    frames: Vec<IndexEntry>,
+    /// Length of the chunks in bytes.
+    bytes: u64,
+}
+
+impl Group {
+    fn begin(span: Span, entry: Option<IndexEntry>) -> Self {
+        let mut group = Self::default();
+        group.push(span, entry);
+        group
+    }
+
+    fn has_frame_of(&self, entry: &IndexEntry) -> bool {
+        self.frames.iter().any(|frame| key_of(frame) == key_of(entry))
+    }
+
+    fn has_room_for(&self, entry: Option<&IndexEntry>) -> bool {
+        let more = entry.is_none_or(|entry| !self.has_frame_of(entry));
+        self.bytes < GROUP_BYTES && (!more || self.frames.len() < GROUP_FRAMES)
+    }
+
+    fn push(&mut self, span: Span, entry: Option<IndexEntry>) {
+        self.bytes += span.length;
+        if let Some(entry) = entry.filter(|entry| !self.has_frame_of(entry)) {
+            self.frames.push(entry);
+        }
+        match (self.batches.last_mut(), entry) {
+            (Some(last), Some(entry)) if last.is_in_frame_of(&entry) => last.spans.push((span, entry)),
+            _ => self.batches.push(Batch::begin(span, entry)),
+        }
+    }
+}
+
+/// Chunks of a group that follow each other and lie in one frame.
 #[derive(Debug, Default)]
 struct Batch {
     /// Of one frame.

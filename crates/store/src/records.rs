@@ -11,11 +11,38 @@ use crate::repository::Inner;
 /// Records that are read or written at the same time.
 pub(crate) const PARALLEL: usize = 16;
 
+/// Versions of a record that are tried.
+const MAX_VERSIONS: usize = 64;
+
 /// Reads a record; whether it fits its name is the caller's to check.
+///
+/// Names of records can be guessed, so where versions are kept somebody without the key may have taken one first: the
+/// oldest version that opens counts.
 pub(crate) async fn read<R: Record>(repository: &Inner, name: &str) -> Result<R, StoreError> {
+    read_with_bytes(repository, name).await.map(|(record, _)| record)
+}
+
+/// As [`read`], with the bytes of the object.
+pub(crate) async fn read_with_bytes<R: Record>(repository: &Inner, name: &str) -> Result<(R, Vec<u8>), StoreError> {
+    let decode = |bytes: &[u8]| decode_record(&repository.keys, bytes).map_err(|error| StoreError::format(name, error));
     let bytes = get(&*repository.backend, name, MAX_RECORD_BYTES).await;
-    let bytes = bytes.map_err(|error| StoreError::io("read", name, error))?;
-    decode_record(&repository.keys, &bytes).map_err(|error| StoreError::format(name, error))
+    let first = match bytes.map_err(|error| StoreError::io("read", name, error)) {
+        Ok(bytes) => match decode(&bytes) {
+            Ok(record) => return Ok((record, bytes)),
+            Err(error) => error,
+        },
+        Err(error) if error.is_loss() && !error.is_gone() => error,
+        Err(error) => return Err(error),
+    };
+    for number in 1..MAX_VERSIONS {
+        let later = repository.backend.later_version(name, number, MAX_RECORD_BYTES).await;
+        let Some(bytes) = later.map_err(|error| StoreError::io("read", name, error))? else { break };
+        if let Ok(record) = decode(&bytes) {
+            tracing::warn!(object = name, version = number, "a record's name was taken by something else first");
+            return Ok((record, bytes));
+        }
+    }
+    Err(first)
 }
 
 /// Writes a record; one of this name is replaced.

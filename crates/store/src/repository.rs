@@ -5,27 +5,27 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
 use xenvault_store_format::{
-    BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, Keys, MAX_PLAIN_BYTES,
-    MasterKey, PackKey, PackSalt, PlainFrame, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+    BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, Immutability, IndexEntry, KdfParams, Keys, MasterKey,
+    PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
 };
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
+use crate::fetch::OpenedFrames;
 use crate::index::Index;
 use crate::pool::WorkerPool;
 use crate::slots::{SharedSlot, first_slot, unlock};
 use crate::sweeps::Sweeps;
-use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, points};
+use crate::{
+    DiskReader, PlaceFacts, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, place, points,
+};
 
-const MAX_CONFIG_BYTES: usize = 128 * 1024;
+pub(crate) const MAX_CONFIG_BYTES: usize = 128 * 1024;
 /// Memory for map pages that were read last.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// Memory for frames of disks that were read last.
 const FRAME_CACHE_BYTES: usize = 32 * 1024 * 1024;
-/// What the smallest frame counts for in the cache, so that it never holds very many.
-const LEAST_FRAME_WEIGHT: usize = 64 * 1024;
 
 /// How a repository is made.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,8 @@ pub struct InitOptions {
     pub kdf: KdfParams,
     /// Packs are closed when they reach this size in bytes; 64 KiB to 32 MiB.
     pub pack_target_bytes: u32,
+    /// What is to protect the objects; locks are tried out before they are promised.
+    pub immutability: Immutability,
     /// A chunk ends after one of 2 to the power of this many blocks of 4 KiB; at most 8.
     pub cut_bits: u8,
     /// Largest chunk in blocks of 4 KiB; 1 to 256.
@@ -49,6 +51,7 @@ impl Default for InitOptions {
             pack_target_bytes: config.pack_target_bytes,
             cut_bits: config.cut_bits,
             max_chunk_blocks: config.max_chunk_blocks,
+            immutability: Immutability::None,
         }
     }
 }
@@ -67,10 +70,13 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) index: Index,
     pub(crate) pages: Cache<ChunkId, crate::map::Page>,
-    /// Frames of disks by pack and offset. An entry is there from the moment on that somebody reads the frame.
-    frames: Cache<(PackSalt, u32), Arc<OnceCell<OpenedFrame>>>,
+    pub(crate) opened_frames: OpenedFrames,
     pub(crate) sweeps: Sweeps,
-    pool: WorkerPool,
+    /// Tombstones and sweeps are not looked at.
+    pub(crate) ignore_deletions: bool,
+    /// Whether objects are locked as promised when they are written here.
+    is_locking: bool,
+    pub(crate) pool: Arc<WorkerPool>,
 }
 
 impl Repository {
@@ -88,29 +94,86 @@ impl Repository {
         Self::init_on(Arc::new(LocalFolder::new(path)), passphrase, options).await
     }
 
-    /// As [`Self::init`], on any backend; what is there is the caller's business.
+    /// As [`Self::init`], on any backend. At a service, what it really does is found out in the folder and written down;
+    /// of a folder, what is there is the caller's business.
     ///
     /// # Errors
-    /// [`StoreError::Full`] and [`StoreError::Backend`].
+    /// [`StoreError::Full`] and [`StoreError::Backend`]; [`StoreError::LockNotKept`] if the store does not keep what is
+    /// to be promised; at a service also [`StoreError::NotEmpty`], [`StoreError::Within`], and [`StoreError::Unfit`] if it
+    /// does not keep what every repository needs.
     pub async fn init_on(
         backend: Arc<dyn Backend>,
         passphrase: &Secret,
         options: InitOptions,
     ) -> Result<Self, StoreError> {
+        Self::make(backend, passphrase, options, None).await
+    }
+
+    /// As [`Self::init_on`]; equal content has equal ids in both repositories then, and is cut alike, so that points can be
+    /// copied between them by what is missing. Whoever can read both sees what they have in common; keys of content are
+    /// not shared.
+    ///
+    /// # Errors
+    /// As [`Self::init_on`].
+    pub async fn init_sharing_ids(
+        backend: Arc<dyn Backend>,
+        passphrase: &Secret,
+        options: InitOptions,
+        with: &Self,
+    ) -> Result<Self, StoreError> {
+        let Config { cut_bits, max_chunk_blocks, .. } = with.inner.config;
+        let options = InitOptions { cut_bits, max_chunk_blocks, ..options };
+        Self::make(backend, passphrase, options, Some(&with.inner.keys)).await
+    }
+
+    /// Whether equal content has equal ids in both.
+    pub fn shares_ids_with(&self, other: &Self) -> bool {
+        self.inner.keys.shares_ids_with(&other.inner.keys)
+    }
+
+    async fn make(
+        backend: Arc<dyn Backend>,
+        passphrase: &Secret,
+        options: InitOptions,
+        sharing: Option<&Keys>,
+    ) -> Result<Self, StoreError> {
+        if backend.service().is_some() || backend.oldest_counts() {
+            place::must_be_free(&*backend).await?;
+        }
+        if let Immutability::ObjectLock { mode, seconds } = options.immutability {
+            match backend.probe_lock(mode).await {
+                Err(source) if source.kind() == std::io::ErrorKind::Unsupported => {
+                    return Err(StoreError::LockNotKept { source });
+                }
+                tried => tried.map_err(|error| StoreError::io("try locks in", "the store", error))?,
+            }
+            backend.lock(mode, std::time::Duration::from_secs(seconds));
+        }
+        if options.immutability == Immutability::Broker && !backend.takes_broker() {
+            let text = "a broker takes over files of a local folder; in a bucket, locks protect objects";
+            let source = std::io::Error::new(std::io::ErrorKind::Unsupported, text);
+            return Err(StoreError::LockNotKept { source });
+        }
         let repository = RepositoryId::random();
         let made = |error| StoreError::format(names::FIRST_KEY, error);
-        let keys = MasterKey::random().and_then(|master| Keys::derive(master, repository)).map_err(made)?;
+        let mut master = MasterKey::random().map_err(made)?;
+        if let Some(other) = sharing {
+            master = master.sharing_ids_with(other);
+        }
+        let keys = Keys::derive(master, repository).map_err(made)?;
         let slot = first_slot(&keys, passphrase, options.kdf).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
+        config.immutability = options.immutability;
         config.cut_bits = options.cut_bits;
         config.max_chunk_blocks = options.max_chunk_blocks;
+        if backend.service().is_some() {
+            place::find_out(&*backend, &mut config).await?;
+        }
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
-        for (name, bytes) in [(names::FIRST_KEY, slot.slot.encode()), (names::CONFIG, encoded)] {
-            put(&*backend, name, bytes.into()).await.map_err(|error| StoreError::io("write", name, error))?;
-        }
+        place::make(&*backend, [(names::FIRST_KEY, slot.slot.encode()), (names::CONFIG, encoded)]).await?;
         Self::assemble(backend, Arc::new(keys), Arc::new(slot), config)
     }
 
@@ -142,8 +205,40 @@ impl Repository {
             decoded => decoded.map_err(|error| StoreError::format(names::CONFIG, error))?,
         };
         let (keys, slot) = unlock(&*backend, stored.repository(), passphrase).await?;
-        let config = stored.verify(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
+        let mut config = stored.verify(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
+        if backend.service().is_some_and(|service| service != config.service) {
+            // It has moved here, by a copy of its objects.
+            Self::arrive(&*backend, &keys, &mut config).await?;
+        }
         Self::assemble(backend, Arc::new(keys), Arc::new(slot), config)
+    }
+
+    /// Finds out what the service does that the repository is at now for the first time, and writes it down.
+    async fn arrive(backend: &dyn Backend, keys: &Keys, config: &mut Config) -> Result<(), StoreError> {
+        let mut found = config.clone();
+        let written = match place::find_out(backend, &mut found).await {
+            Ok(()) => {
+                let encoded = found.encode(keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
+                put(backend, names::CONFIG, encoded.into()).await
+            }
+            Err(StoreError::Backend { source, .. }) => Err(source),
+            Err(error) => return Err(error),
+        };
+        match written {
+            Ok(()) => *config = found,
+            // Keys that may only read.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                tracing::warn!("these keys may not find out what the object store does: nothing is promised");
+                (config.conditional_put, config.versioned) = (false, false);
+            }
+            Err(error) => return Err(StoreError::io("write", names::CONFIG, error)),
+        }
+        Ok(())
+    }
+
+    /// What was found out about the place that the repository is at.
+    pub fn place(&self) -> PlaceFacts {
+        PlaceFacts::of(&self.inner.config)
     }
 
     /// The same repository, opened anew on a backend without deriving the key again. Nothing is shared but the keys.
@@ -154,14 +249,32 @@ impl Repository {
         Self::assemble(backend, Arc::clone(&self.inner.keys), Arc::clone(&self.inner.slot), self.inner.config.clone())
     }
 
+    /// The same repository as if nobody had ever forgotten or swept anything in it: every point that is there is listed
+    /// as one. For reading only. Whoever has a datamover's key can write tombstones and sweeps, and hide points so.
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`] if no thread can be started.
+    pub fn without_deletions(&self) -> Result<Self, StoreError> {
+        let (keys, slot) = (Arc::clone(&self.inner.keys), Arc::clone(&self.inner.slot));
+        let mut opened = Self::assemble(Arc::clone(&self.inner.backend), keys, slot, self.inner.config.clone())?;
+        if let Some(inner) = Arc::get_mut(&mut opened.inner) {
+            inner.ignore_deletions = true;
+        }
+        Ok(opened)
+    }
+
     fn assemble(
         backend: Arc<dyn Backend>,
         keys: Arc<Keys>,
         slot: SharedSlot,
         config: Config,
     ) -> Result<Self, StoreError> {
+        let is_locking = match config.immutability {
+            Immutability::ObjectLock { mode, seconds } => backend.lock(mode, std::time::Duration::from_secs(seconds)),
+            Immutability::None | Immutability::Broker => true,
+        };
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
-        let (pages, frames) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(FRAME_CACHE_BYTES));
+        let (pages, opened_frames) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(FRAME_CACHE_BYTES));
         Ok(Self {
             inner: Arc::new(Inner {
                 backend,
@@ -170,9 +283,11 @@ impl Repository {
                 config,
                 index: Index::default(),
                 pages,
-                frames,
+                opened_frames,
                 sweeps: Sweeps::default(),
-                pool,
+                ignore_deletions: false,
+                is_locking,
+                pool: Arc::new(pool),
             }),
         })
     }
@@ -237,11 +352,28 @@ impl Repository {
     /// # Errors
     /// [`StoreError::Backend`] if the index can not be read.
     pub async fn writer(&self, options: WriterOptions) -> Result<Writer, StoreError> {
+        self.inner.writable()?;
         Writer::begin(Arc::clone(&self.inner), options).await
     }
 }
 
 impl Inner {
+    /// Whether this may be written to.
+    pub(crate) fn writable(&self) -> Result<(), StoreError> {
+        if self.ignore_deletions {
+            let what = "a repository that is read as if nothing was ever forgotten can only be read".to_owned();
+            return Err(StoreError::Misuse { what });
+        }
+        if !self.is_locking {
+            let promise = self.config.immutability;
+            let what = format!(
+                "the repository promises {promise}, and nothing is locked where it lies now: it can only be read here"
+            );
+            return Err(StoreError::Misuse { what });
+        }
+        Ok(())
+    }
+
     /// The plain bytes of a chunk: found, read, authenticated, unpacked, and hashed again to its id.
     pub(crate) async fn chunk(self: &Arc<Self>, id: &ChunkId, kind: ChunkKind) -> Result<Bytes, StoreError> {
         let mut copies = self.index.copies(id, kind);
@@ -291,97 +423,6 @@ impl Inner {
             object: names::PACKS.to_owned(),
             source: std::io::Error::other(gone),
         })
-    }
-
-    /// One copy of a chunk.
-    pub(crate) async fn copy(self: &Arc<Self>, entry: IndexEntry) -> Result<Bytes, StoreError> {
-        let chunks = self.chunks_of_frame(entry, vec![(entry.id, entry.placement.part)]).await?;
-        chunks.into_iter().next().ok_or(StoreError::ChunkMissing { id: entry.id })
-    }
-
-    /// Chunks of the frame that `entry` lies in, by their ids and numbers.
-    pub(crate) async fn chunks_of_frame(
-        self: &Arc<Self>,
-        entry: IndexEntry,
-        chunks: Vec<(ChunkId, u8)>,
-    ) -> Result<Vec<Bytes>, StoreError> {
-        let mut found = None;
-        let frame = if entry.kind == ChunkKind::Data {
-            let weight = entry.placement.length as usize * 3;
-            let weight = weight.clamp(LEAST_FRAME_WEIGHT, MAX_PLAIN_BYTES);
-            let slot = self.frames.get_or_put((entry.salt, entry.placement.offset), weight, Arc::default);
-            let (found, wanted) = (&mut found, &chunks);
-            let open = || async move {
-                let (frame, chunks) = self.open_frame(entry, wanted.clone()).await?;
-                *found = Some(chunks);
-                Ok::<_, StoreError>(frame)
-            };
-            // Whoever else wants the frame meanwhile waits for this.
-            slot.get_or_try_init(open).await?.clone()
-        } else {
-            let (frame, chunks) = self.open_frame(entry, chunks.clone()).await?;
-            found = Some(chunks);
-            frame
-        };
-        let found = match found {
-            Some(found) => found,
-            None => {
-                let keys = Arc::clone(&self.keys);
-                self.run(move || frame.chunks(&keys, entry.kind, &chunks)).await?
-            }
-        };
-        found.map_err(|error| StoreError::format(&names::pack(&entry.salt.pack_id()), error))
-    }
-
-    /// Reads a frame, opens it and takes these chunks from it, in one piece of work.
-    async fn open_frame(
-        self: &Arc<Self>,
-        entry: IndexEntry,
-        chunks: Vec<(ChunkId, u8)>,
-    ) -> Result<(OpenedFrame, Result<Vec<Bytes>, FormatError>), StoreError> {
-        let object = names::pack(&entry.salt.pack_id());
-        let length = entry.placement.length as usize;
-        let frame = self.backend.read(&object, entry.placement.offset.into(), length).await;
-        let frame = frame.map_err(|error| StoreError::io("read", &object, error))?;
-        let keys = Arc::clone(&self.keys);
-        let open = move || {
-            let plain = PackKey::derive(&keys, &entry.salt)?.open(entry.kind, entry.placement.frame, frame)?;
-            let frame = OpenedFrame::new(plain);
-            let chunks = frame.chunks(&keys, entry.kind, &chunks);
-            Ok::<_, FormatError>((frame, chunks))
-        };
-        self.run(open).await?.map_err(|error| StoreError::format(&object, error))
-    }
-}
-
-/// A frame in memory. Parts of its bytes are handed out without copying.
-#[derive(Clone, Debug)]
-struct OpenedFrame {
-    plain: Arc<PlainFrame>,
-    bytes: Bytes,
-}
-
-impl OpenedFrame {
-    fn new(plain: PlainFrame) -> Self {
-        let plain = Arc::new(plain);
-        Self { bytes: Bytes::from_owner(Shared(Arc::clone(&plain))), plain }
-    }
-
-    /// Chunks of it by their ids and numbers, each hashed again.
-    fn chunks(&self, keys: &Keys, kind: ChunkKind, chunks: &[(ChunkId, u8)]) -> Result<Vec<Bytes>, FormatError> {
-        let find = |&(id, part): &(ChunkId, u8)| {
-            self.plain.chunk(keys, kind, &id, part)?;
-            Ok(self.bytes.slice(self.plain.place(part)?))
-        };
-        chunks.iter().map(find).collect()
-    }
-}
-
-struct Shared(Arc<PlainFrame>);
-
-impl AsRef<[u8]> for Shared {
-    fn as_ref(&self) -> &[u8] {
-        self.0.bytes()
     }
 }
 

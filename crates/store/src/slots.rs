@@ -128,11 +128,12 @@ impl Repository {
     /// the old one is in use, so open it anew.
     ///
     /// # Errors
-    /// As [`Self::add_key`]. If the old slot can not be removed, both open the repository.
+    /// As [`Self::add_key`]. If the old slot can not be removed, both open the repository;
+    /// [`StoreError::KeySlotLocked`] says that the store keeps it for a while.
     pub async fn change_key(&self, key: &NewKey) -> Result<String, StoreError> {
         let OpenedSlot { name: old, slot } = &*self.inner.slot;
         let new = self.write_slot(key, slot.head().access, &slot.head().label).await?;
-        records::remove(&self.inner, old).await?;
+        remove(&self.inner, old).await?;
         // Somebody may have removed the new one meanwhile, relying on the old one.
         let repository = self.inner.keys.repository();
         match read(&*self.inner.backend, &new, repository).await {
@@ -150,7 +151,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`StoreError::KeySlotInUse`] and [`StoreError::UnknownKeySlot`], before anything is removed;
-    /// [`StoreError::WriteOnly`]; [`StoreError::Backend`]: some may be removed then.
+    /// [`StoreError::WriteOnly`]; [`StoreError::KeySlotLocked`], [`StoreError::Backend`]: some may be removed then.
     pub async fn remove_keys(&self, slots: &[String]) -> Result<usize, StoreError> {
         self.full("remove key slots")?;
         let repository = &self.inner;
@@ -171,7 +172,7 @@ impl Repository {
         // What stays must be there as it was when it opened.
         self.own_slot().await?;
         for name in &going {
-            records::remove(repository, name).await?;
+            remove(repository, name).await?;
         }
         // Somebody else may have removed ours, relying on one of these.
         match self.own_slot().await {
@@ -246,6 +247,15 @@ async fn put_slot(repository: &Inner, name: &str, slot: &KeySlot) -> Result<bool
     }
     // Not every store keeps to "only if it is not there yet", so what is there decides.
     Ok(read(&*repository.backend, name, repository.keys.repository()).await? == *slot)
+}
+
+async fn remove(repository: &Inner, name: &str) -> Result<(), StoreError> {
+    match repository.backend.remove(name).await {
+        Err(source) if source.kind() == std::io::ErrorKind::ResourceBusy => {
+            Err(StoreError::KeySlotLocked { name: short(name).to_owned(), source })
+        }
+        removed => removed.map_err(|error| StoreError::io("remove", name, error)),
+    }
 }
 
 impl KeySlotSummary {

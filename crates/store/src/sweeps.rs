@@ -59,6 +59,9 @@ impl Sweeps {
 impl Inner {
     /// The sweeps as they are now. Costs two requests if there is none, or no new one.
     pub(crate) async fn look_at_sweeps(&self) -> Result<Arc<SweepState>, StoreError> {
+        if self.ignore_deletions {
+            return Ok(Arc::default());
+        }
         let last = self.sweeps.last();
         let number = self.newest_sweep(last.number).await?;
         if number == last.number && last.open.is_none() {
@@ -77,21 +80,46 @@ impl Inner {
         let mut newest = known;
         if known == 0 {
             let listed = records::list(self, names::SWEEPS).await?;
-            newest = listed.iter().filter_map(|name| names::sweep_parts(name)).map(|(n, _)| n).max().unwrap_or(0);
+            let mut numbers: Vec<u64> =
+                listed.iter().filter_map(|name| names::sweep_parts(name)).map(|(number, _)| number).collect();
+            numbers.sort_unstable();
+            while let Some(number) = numbers.pop() {
+                if self.has_intent(number).await? {
+                    newest = number;
+                    break;
+                }
+            }
         }
         let mut step = 1;
-        while records::exists(self, &names::intent(newest.saturating_add(step))).await? {
+        while self.has_intent(newest.saturating_add(step)).await? {
             newest = newest.saturating_add(step);
             step *= 2;
         }
         // Between `newest`, which is there, and the first one that was not.
         while step > 1 {
             step /= 2;
-            if records::exists(self, &names::intent(newest.saturating_add(step))).await? {
+            if self.has_intent(newest.saturating_add(step)).await? {
                 newest = newest.saturating_add(step);
             }
         }
         Ok(newest)
+    }
+
+    /// Whether a sweep was announced. Where versions are kept nothing gets damaged, and what does not open is what somebody
+    /// without the key has put there.
+    async fn has_intent(&self, number: u64) -> Result<bool, StoreError> {
+        if !self.backend.oldest_counts() {
+            return records::exists(self, &names::intent(number)).await;
+        }
+        match self.read_intent(number).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_gone() => Ok(false),
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::warn!(number, error = %error, "an intent of a sweep that is none of ours is left out");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn load_sweep(&self, number: u64) -> Result<SweepState, StoreError> {
@@ -105,6 +133,8 @@ impl Inner {
             }
             Ok(end) => return Err(misplaced(name, end.number)),
             Err(error) if error.is_gone() => {}
+            // Somebody without the key has put it there.
+            Err(StoreError::Damaged { .. }) if self.backend.oldest_counts() => {}
             // It has ended; without its word, all that it condemned may be there.
             Err(error) if error.is_loss() => {
                 let intent = self.read_intent(number).await?;

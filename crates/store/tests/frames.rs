@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{back_up, local, manifest, new_repository, noise, objects, read_disk, write_disk, writer};
+use futures::StreamExt as _;
 use xenvault_block::ByteRange;
 use xenvault_store::{DiskOptions, SweepOptions, VerifyMode, VerifyOptions, WriterOptions};
 
@@ -137,4 +138,29 @@ async fn a_damaged_frame_hurts_each_of_its_chunks_and_no_other() {
     let run = writer(&fresh()).await;
     let again = write_disk(&run, &content).await;
     assert_eq!((again.map, again.stats.new_bytes), (map, disk.bytes));
+}
+
+#[tokio::test]
+async fn readers_that_take_turns_in_one_task_do_not_wait_for_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = new_repository(folder.path()).await;
+    let content = noise(9, 6 << 20);
+    let (_, map) = back_up(&repository, &content).await;
+    let disk = repository.reopen_on(local(folder.path())).unwrap().disk(&map);
+    let stream = || disk.stream(ByteRange::up_to(map.virtual_size), Default::default());
+    // One that is dropped with all that it has begun, and two that stand still while the other one is awaited.
+    let mut dropped = stream();
+    assert!(dropped.next().await.unwrap().is_ok());
+    drop(dropped);
+    let (mut left, mut right) = (stream(), stream());
+    let turns = async {
+        let mut at = 0;
+        while let (Some(one), Some(other)) = (left.next().await, right.next().await) {
+            let ((offset, one), (_, other)) = (one.unwrap(), other.unwrap());
+            assert!(offset == at as u64 && one == other && one[..] == content[at..at + one.len()]);
+            at += one.len();
+        }
+        at
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(300), turns).await.unwrap(), content.len());
 }

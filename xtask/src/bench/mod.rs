@@ -15,7 +15,7 @@ use timed::Cost;
 /// What is compared.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Subject {
-    /// The repository with restic, borg and rustic; fails if a target is missed
+    /// The repository with restic, borg and rustic, and what expiring 1,000 points takes; fails if a target is missed
     Store,
     /// Candidates for chunk size, cut rule, compression, dictionary, hash and framing
     Candidates,
@@ -38,7 +38,12 @@ pub fn run(subject: Subject, rounds: usize) -> Outcome {
         disks.allocated_bytes >> 20
     );
     match subject {
-        Subject::Store => compare(&disks, rounds.max(1)),
+        Subject::Store => {
+            let compared = compare(&disks, rounds.max(1));
+            println!();
+            let expired = crate::measure::expire::run();
+            compared.and(expired)
+        }
         Subject::Candidates => candidates::run(&disks),
     }
 }
@@ -73,14 +78,17 @@ fn compare(disks: &DataSet, rounds: usize) -> Outcome {
                 results.push(result);
             }
         }
+        // After each round: a run takes long, and may be cut short.
+        println!("\nafter {} of {rounds} rounds, medians; {}\n", round + 1, programs::versions()?);
+        println!(
+            "| | stored MiB | of it index | CPU s | s | peak MiB | read CPU s | read s | read peak MiB | rounds |"
+        );
+        println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        for (contender, results) in contenders.iter().zip(&measured) {
+            println!("| {} | {} | {} |", contender.name, row(&median(results)), results.len());
+        }
     }
     let medians: Vec<Measured> = measured.iter().map(|results| median(results)).collect();
-    println!("\n{}\n", programs::versions()?);
-    println!("| | stored MiB | of it index | CPU s | s | peak MiB | read CPU s | read s | read peak MiB | rounds |");
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for ((contender, median), results) in contenders.iter().zip(&medians).zip(&measured) {
-        println!("| {} | {} | {} |", contender.name, row(median), results.len());
-    }
     judge(&contenders, &medians)
 }
 

@@ -83,7 +83,9 @@ pub fn provide(contenders: &[Contender]) -> Outcome {
         show(install.arg(rustic_root()).arg("--target-dir").arg(target_folder().join("bench/rustic-build")))?;
         std::fs::remove_dir_all(target_folder().join("bench/rustic-build"))?;
     }
-    show(cargo().args(["build", "--quiet", "--release", "--package", "xenvault-store", "--example", "store-bench"]))
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--release", "--package", "xenvault-store"]);
+    show(build.args(["--example", "store-bench", "--example", "expire"]))
 }
 
 /// The versions, for the table.

@@ -27,6 +27,10 @@ pub const FOR_TESTS: &[Tool] = &[
     ("sha256sum", "coreutils"),
     ("tar", "tar"),
     ("gzip", "gzip"),
+    // An S3 service that people run; without the recommended packages it is small.
+    ("ceph-mon", "ceph-mon"),
+    ("ceph-osd", "ceph-osd"),
+    ("radosgw", "radosgw"),
     // For XenAPI clients of others, which `clients.rs` installs.
     ("node", "nodejs"),
     ("npm", "npm"),

@@ -157,6 +157,7 @@ impl Exit {
                 Self::Damaged
             }
             StoreError::TooManyPoints { .. } => Self::Prerequisite,
+            StoreError::KeySlotLocked { .. } => Self::Later,
             StoreError::IncompleteListing { .. } | StoreError::SweepTaken { .. } | StoreError::Overtaken { .. } => {
                 Self::Later
             }

@@ -1,9 +1,12 @@
 //! One file a command: calls the libraries and prints what they give back.
 
 mod disk;
+mod keep;
 mod key;
 mod point;
 mod points;
+mod proof;
+mod seal;
 mod show;
 mod sweep;
 mod verify;
@@ -23,10 +26,22 @@ pub async fn run(command: Command, format: Format) -> Exit {
         Command::Point { command } => point::run(command, format).await,
         Command::Sweep(arguments) => sweep::run(&arguments, format).await,
         Command::Verify(arguments) => verify::run(&arguments, format).await,
+        Command::Keep(arguments) => keep::run(&arguments, format).await,
+        Command::Seal(arguments) => seal::run(&arguments, format).await,
         Command::Repair(arguments) => verify::repair(&arguments, format).await,
         Command::Key { command } => key::run(command, format).await,
     };
     outcome.unwrap_or_else(|error| format.error(error.as_ref()))
+}
+
+/// A moment of a store's clock as people read it.
+fn instant(moment_of_store: std::time::SystemTime) -> String {
+    moment(unix_ms(moment_of_store))
+}
+
+fn unix_ms(moment: std::time::SystemTime) -> u64 {
+    let since = moment.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A moment as people read it, in UTC.

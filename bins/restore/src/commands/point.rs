@@ -1,6 +1,6 @@
 //! `point`: which points there are, and that some are to be forgotten or not.
 
-use super::points;
+use super::{points, proof};
 use crate::Outcome;
 use crate::arguments::{ChangeArguments, PointCommand};
 use crate::points::choose;
@@ -11,6 +11,7 @@ use xenvault_store::{ForgetReport, PointId, Repository};
 pub async fn run(command: PointCommand, format: Format) -> Outcome {
     match command {
         PointCommand::List(arguments) => points::run(&arguments, format).await,
+        PointCommand::Show(arguments) => proof::run(&arguments, format).await,
         PointCommand::Forget(arguments) => {
             let (repository, points) = open(&arguments.change).await?;
             let report = repository.forget(&points, &arguments.reason).await?;

@@ -61,7 +61,11 @@ pub async fn run(arguments: &PointsArguments, format: Format) -> Outcome {
             "disks": point.disks,
             "virtual_bytes": point.virtual_bytes,
             "changed_bytes": point.changed_bytes,
+            "forgotten": listing.promised.contains(&point.id),
         }));
+    }
+    for id in &listing.promised {
+        others.push_str(&format!("FORGOTTEN: {id}, immutable until its promise ends, and listed until then\n"));
     }
     let mut text = if table.is_empty() { "there are no restore points\n".to_owned() } else { table.to_string() };
     text.push_str(&others);

@@ -17,7 +17,7 @@ pub async fn run(arguments: &ShowArguments, format: Format) -> Outcome {
     Ok(format.result(&text(&details), json(&details)))
 }
 
-fn text(details: &PointDetails) -> String {
+pub(super) fn text(details: &PointDetails) -> String {
     let summary = &details.point;
     let mut text = format!(
         "point {}\nVM {} ({}) of pool {}\ntaken {}, {}: {}\n{} vCPUs, {} memory, networks: {}\n",
@@ -51,7 +51,7 @@ fn text(details: &PointDetails) -> String {
     text
 }
 
-fn json(details: &PointDetails) -> Value {
+pub(super) fn json(details: &PointDetails) -> Value {
     let summary = &details.point;
     let disks: Vec<Value> = details
         .disks

@@ -54,8 +54,13 @@ fn text(report: &SweepReport) -> String {
             ByteSize(ended.removed_bytes),
             ByteSize(ended.carried_bytes),
         );
-        if ended.kept_packs > 0 {
-            let _ = writeln!(text, "{} pack(s) stay since something in them can not be read", ended.kept_packs);
+        let unreadable = ended.kept_packs.saturating_sub(ended.held_objects);
+        if unreadable > 0 {
+            let _ = writeln!(text, "{unreadable} pack(s) stay since something in them can not be read");
+        }
+        if ended.held_objects > 0 {
+            let _ =
+                writeln!(text, "{} pack(s) stay since they are locked: a later sweep removes them", ended.held_objects);
         }
         list(&mut text, "taken back in time", &ended.spared_points);
     }
@@ -82,6 +87,7 @@ fn text(report: &SweepReport) -> String {
         }
         None => {}
     }
+    list(&mut text, "was forgotten and stays, since it is immutable until its promise ends", &report.promised);
     list(&mut text, "is complete and is out of quarantine", &report.released);
     list(&mut text, "is not complete and stays in quarantine: forget it", &report.quarantined);
     if text.is_empty() {
@@ -107,6 +113,7 @@ fn json(report: &SweepReport) -> Value {
             "removed_bytes": ended.removed_bytes,
             "carried_bytes": ended.carried_bytes,
             "kept_packs": ended.kept_packs,
+            "held_objects": ended.held_objects,
         })
     });
     let begun = report.begun.as_ref().map(|begun| {
@@ -126,6 +133,7 @@ fn json(report: &SweepReport) -> Value {
         "ended": ended,
         "begun": begun,
         "waiting": waiting,
+        "promised": ids(&report.promised),
         "released": ids(&report.released),
         "quarantined": ids(&report.quarantined),
         "points": report.points,

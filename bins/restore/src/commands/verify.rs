@@ -14,6 +14,8 @@ use xenvault_store::{HurtPoint, RepairReport, VerifyMode, VerifyOptions, VerifyR
 
 /// Ranges of one disk that people are shown.
 const SHOWN_RANGES: usize = 8;
+/// Overwritten objects that people are shown.
+const SHOWN_DISTURBED: usize = 20;
 
 pub async fn run(arguments: &VerifyArguments, format: Format) -> Outcome {
     let passphrase = arguments.repository.passphrase()?;
@@ -26,7 +28,7 @@ pub async fn run(arguments: &VerifyArguments, format: Format) -> Outcome {
         (false, Some(percent)) => VerifyMode::Sample { percent, seed: arguments.seed.unwrap_or_else(today) },
         (false, None) => VerifyMode::Quick,
     };
-    options.write = !arguments.read_only;
+    options.write = !arguments.read_only && !arguments.repository.ignore_tombstones;
     options.monitor = screen.monitor();
     let ended = match signals.run(repository.verify(options)).await {
         Ended::Done(report) => Ended::Done(report?),
@@ -66,6 +68,20 @@ fn text(report: &VerifyReport) -> String {
     }
     for point in &report.unconfirmed {
         let _ = writeln!(text, "point {point} has no receipt: `repair` writes one if the point is complete");
+    }
+    for disturbed in report.disturbed.iter().take(SHOWN_DISTURBED) {
+        let (object, younger, deletions) = (&disturbed.object, disturbed.younger, disturbed.deletions);
+        let _ = writeln!(
+            text,
+            "OVERWRITTEN {object}: {younger} later version(s), {deletions} deletion(s); the first one counts"
+        );
+    }
+    if !report.disturbed.is_empty() {
+        let _ = writeln!(
+            text,
+            "{} object(s) were overwritten or deleted by somebody, and are read as they were: find out whose credential did that",
+            report.disturbed.len(),
+        );
     }
     let _ = writeln!(
         text,
@@ -156,6 +172,11 @@ fn json(report: &VerifyReport) -> Value {
         "damage": damage,
         "hurt": hurt,
         "unconfirmed": report.unconfirmed.iter().map(|id| id.to_string()).collect::<Vec<_>>(),
+        "disturbed": report
+            .disturbed
+            .iter()
+            .map(|found| json!({ "object": found.object, "younger": found.younger, "deletions": found.deletions }))
+            .collect::<Vec<_>>(),
         "marked_copies": report.marked_copies,
     })
 }

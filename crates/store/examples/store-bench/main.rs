@@ -188,6 +188,12 @@ fn manifest(vm_name: String, disk: PointDisk, vm_config: xenvault_store::BlobRef
     }
 }
 
+/// Standard output without a buffer that looks for the ends of lines.
+fn standard_output() -> Outcome<File> {
+    use std::os::fd::AsFd as _;
+    Ok(File::from(std::io::stdout().as_fd().try_clone_to_owned()?))
+}
+
 /// The newest state of a disk to standard output, zeros included.
 async fn read(path: &Path, disk: &str) -> Outcome {
     let repository = Repository::open(path, &Secret::new(PASSPHRASE)).await?;
@@ -198,8 +204,8 @@ async fn read(path: &Path, disk: &str) -> Outcome {
     let map = point.disks.first().ok_or("the point has no disk")?.map;
     let size = map.virtual_size;
     let mut pieces = repository.disk(&map).stream(ByteRange::up_to(size), Default::default());
-    let (mut out, zeros, mut position) = (std::io::stdout().lock(), vec![0; READ_BYTES], 0);
-    let fill = |out: &mut std::io::StdoutLock<'_>, from: u64, to: u64| -> Outcome {
+    let (mut out, zeros, mut position) = (standard_output()?, vec![0; READ_BYTES], 0);
+    let fill = |out: &mut File, from: u64, to: u64| -> Outcome {
         let mut left = to - from;
         while left > 0 {
             let part = usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES);

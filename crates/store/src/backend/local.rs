@@ -19,7 +19,7 @@ use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::{Backend, Upload};
+use super::{Backend, Protection, Upload, seal};
 
 const TEMPORARY: &str = "tmp";
 
@@ -163,8 +163,10 @@ impl Backend for LocalFolder {
 
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<()>> {
         let path = self.root.join(name);
-        blocking(move || match fs::remove_file(path) {
+        blocking(move || match fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // The broker has made it immutable, and root may lift that.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && seal::lift(&path) => fs::remove_file(path),
             removed => removed,
         })
         .boxed()
@@ -195,6 +197,15 @@ impl Backend for LocalFolder {
 
     fn location(&self) -> PathBuf {
         self.root.clone()
+    }
+
+    fn takes_broker(&self) -> bool {
+        true
+    }
+
+    fn protection<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Protection>> {
+        let (root, path) = (self.root.clone(), self.root.join(name));
+        blocking(move || seal::protection(&root, &path)).boxed()
     }
 }
 

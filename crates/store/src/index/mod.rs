@@ -79,6 +79,11 @@ impl Index {
         loaded.copies(id, kind).find(|entry| loaded.is_sound(entry) && !loaded.is_condemned(entry))
     }
 
+    /// The copy of a chunk to be read first, for whoever refers to it already.
+    pub(crate) fn find_to_read(&self, id: &ChunkId, kind: ChunkKind) -> Option<IndexEntry> {
+        self.find(id, kind).or_else(|| self.copies(id, kind).into_iter().next())
+    }
+
     /// Whether there is a copy of a chunk that can be read as far as anybody knows, for whoever refers to it already.
     pub(crate) fn is_there(&self, id: &ChunkId, kind: ChunkKind) -> bool {
         let loaded = self.loaded();

@@ -10,7 +10,7 @@ use xenvault_store_format::{IndexEntry, Keys, PackId, encode_index};
 
 use super::{Index, Loaded, Segment};
 use crate::StoreError;
-use crate::backend::Backend;
+use crate::backend::{Backend, is_held};
 use crate::names;
 
 /// A segment with fewer entries is small.
@@ -34,7 +34,17 @@ impl Index {
         let merge = loaded.segments.iter().filter(is_small).count() > SMALL_SEGMENTS;
         let is_old =
             |segment: &&Arc<Segment>| (merge && is_small(segment)) || segment.packs().any(|pack| gone.contains(&pack));
-        let mut waiting: VecDeque<Arc<Segment>> = loaded.segments.iter().filter(is_old).cloned().collect();
+        let mut waiting: VecDeque<Arc<Segment>> = VecDeque::new();
+        for segment in loaded.segments.iter().filter(is_old) {
+            let held = match &segment.name {
+                Some(name) => is_held(backend, name).await.map_err(|error| StoreError::io("remove", name, error))?,
+                None => false,
+            };
+            // One that is locked would only be doubled; a later sweep replaces it.
+            if !held {
+                waiting.push_back(Arc::clone(segment));
+            }
+        }
         let mut replaced = 0;
         while !waiting.is_empty() {
             let (mut together, mut entries) = (Vec::new(), Vec::new());

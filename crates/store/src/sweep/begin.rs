@@ -6,14 +6,14 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use xenvault_store_format::{
-    DamageMark, ForgottenPoint, MAX_CONDEMNED_PACKS, MAX_FORGOTTEN_POINTS, MAX_RECORD_BYTES, PackId, RecordId,
-    SweepIntent, Undo, encode_record,
+    DamageMark, ForgottenPoint, MAX_CONDEMNED_PACKS, MAX_FORGOTTEN_POINTS, PackId, RecordId, SweepIntent, Undo,
+    encode_record,
 };
 
 use super::survey::{Survey, confirm};
 use super::{SweepBegun, SweepOptions, SweepReport};
-use crate::backend::get;
 use crate::heal::check_point;
+use crate::keep::{is_held, is_promised};
 use crate::mark::{Marks, Tally};
 use crate::monitor::MaintenanceStage;
 use crate::points::Point;
@@ -31,7 +31,7 @@ pub(super) async fn first_half(
 ) -> Result<bool, StoreError> {
     repository.bar_copies(state).await?;
     let survey = Survey::take(repository, None, options).await?;
-    let going = going(&survey, options)?;
+    let going = going(repository, &survey, options, report).await?;
     // After the points: every chunk that they refer to was there before them.
     repository.index.refresh(&*repository.backend, &repository.keys).await?;
     let mut marks = Marks::new(repository.index.snapshot());
@@ -82,11 +82,21 @@ pub(super) async fn first_half(
 }
 
 /// Points with a tombstone.
-fn going(survey: &Survey, options: &SweepOptions) -> Result<Vec<ForgottenPoint>, StoreError> {
+async fn going(
+    repository: &Inner,
+    survey: &Survey,
+    options: &SweepOptions,
+    report: &mut SweepReport,
+) -> Result<Vec<ForgottenPoint>, StoreError> {
     let mut seen = HashSet::new();
     let mut going = Vec::new();
     for (_, tombstone) in &survey.tombstones.valid {
-        if survey.points.contains_key(&tombstone.point) && seen.insert(tombstone.point) {
+        let Some(name) = survey.points.get(&tombstone.point) else { continue };
+        if seen.insert(tombstone.point) {
+            if is_promised(repository, name).await? || is_held(repository, name).await? {
+                report.promised.push(tombstone.point);
+                continue;
+            }
             going.push(ForgottenPoint {
                 point: tombstone.point,
                 pool_uuid: tombstone.pool_uuid.clone(),
@@ -167,7 +177,10 @@ async fn condemn(
 async fn is_old(repository: &Inner, id: &PackId, now: SystemTime, options: &SweepOptions) -> Result<bool, StoreError> {
     let name = names::pack(id);
     match repository.backend.modified(&name).await {
-        Ok(appeared) => Ok(now.duration_since(appeared).unwrap_or_default() >= options.grace),
+        // One that is locked can not be removed anyway, and is better used again until then.
+        Ok(appeared) => {
+            Ok(now.duration_since(appeared).unwrap_or_default() >= options.grace && !is_held(repository, &name).await?)
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(StoreError::io("ask for the time of", &name, error)),
     }
@@ -210,7 +223,16 @@ async fn stale(
             stale.push(name);
         }
     }
-    stale.truncate(MAX_FORGOTTEN_POINTS);
+    let mut free = Vec::new();
+    for name in stale {
+        if free.len() >= MAX_FORGOTTEN_POINTS {
+            break;
+        }
+        if !is_held(repository, &name).await? {
+            free.push(name);
+        }
+    }
+    let stale = free;
     let below = |name: String| name.strip_prefix(names::RECORDS).map(|rest| rest.trim_start_matches('/').to_owned());
     Ok(stale.into_iter().filter_map(below).collect())
 }
@@ -227,12 +249,13 @@ async fn announce(repository: &Inner, intent: &SweepIntent) -> Result<(), StoreE
     let bytes = encode_record(&repository.keys, intent).map_err(|error| StoreError::format(&name, error))?;
     let bytes = Bytes::from(bytes);
     match repository.backend.put_new(&name, bytes.clone()).await {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            return Err(StoreError::SweepTaken { number: intent.number });
-        }
+        // Whose it is shows when it is read: where versions are kept, it can be something without a meaning.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         written => written.map_err(|error| StoreError::io("write", &name, error))?,
     }
-    let read = get(&*repository.backend, &name, MAX_RECORD_BYTES).await;
-    let read = read.map_err(|error| StoreError::io("read", &name, error))?;
+    let read = match records::read_with_bytes::<SweepIntent>(repository, &name).await {
+        Err(error) if error.is_loss() => return Err(StoreError::SweepTaken { number: intent.number }),
+        read => read?.1,
+    };
     if read == bytes { Ok(()) } else { Err(StoreError::SweepTaken { number: intent.number }) }
 }

@@ -12,6 +12,7 @@ use xenvault_store_format::{PackId, PointId, RecordId, SweepEnd, SweepIntent};
 use super::begin::lost_for_good;
 use super::survey::{Survey, confirm};
 use super::{SweepEnded, SweepOptions, SweepReport};
+use crate::keep::{is_held, is_promised};
 use crate::mark::{MarkedEntry, Marks};
 use crate::monitor::MaintenanceStage;
 use crate::packs::Sink;
@@ -34,7 +35,10 @@ pub(super) async fn out(
     for point in &intent.forgotten {
         let undone =
             point.tombstone != RecordId::from_bytes([0; 16]) && forget::is_undone(repository, &point.tombstone).await?;
-        let list = if undone { &mut ended.spared_points } else { &mut ended.removed_points };
+        // Whoever has a writer's key can write an intent; that does not end a promise.
+        let name = names::point(&point.pool_uuid, &point.vm_uuid, &point.point)?;
+        let stays = undone || is_promised(repository, &name).await? || is_held(repository, &name).await?;
+        let list = if stays { &mut ended.spared_points } else { &mut ended.removed_points };
         list.push(point.point);
     }
     let going: BTreeSet<PointId> = ended.removed_points.iter().copied().collect();
@@ -52,6 +56,13 @@ pub(super) async fn out(
     confirm(repository, unconfirmed.in_time, intent.number).await?;
 
     remove_points(repository, intent, &going).await?;
+    let mut kept = kept;
+    for pack in &condemned {
+        if is_held(repository, &names::pack(pack)).await? {
+            kept.insert(*pack);
+            ended.held_objects += 1;
+        }
+    }
     let gone: HashSet<PackId> = condemned.difference(&kept).copied().collect();
     let there = gone.iter().filter(|id| !marks.loaded.lost.contains(id)).filter_map(|id| tallies.get(id));
     ended.removed_bytes = there.map(|tally| tally.total_bytes).sum();
@@ -158,6 +169,12 @@ async fn remove_records(repository: &Inner, intent: &SweepIntent) -> Result<(), 
         let names = intent.stale_records.iter().map(|name| format!("{}/{name}", names::RECORDS));
         let names: Vec<String> = names.filter(|name| names::last_segment(name, folder).is_some()).collect();
         if !names.is_empty() {
+            for name in &names {
+                // The next kind may only go without it.
+                if is_held(repository, name).await? {
+                    return Ok(());
+                }
+            }
             remove_all(repository, names).await?;
             settle(repository, BTreeSet::from([folder.to_owned()])).await?;
         }

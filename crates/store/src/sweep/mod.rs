@@ -68,6 +68,8 @@ pub struct SweepReport {
     pub quarantined: Vec<PointId>,
     /// Points that stay.
     pub points: u64,
+    /// Points that were forgotten and stay since they are immutable: they go when their promise has ended.
+    pub promised: Vec<PointId>,
     /// Index segments that were replaced.
     pub replaced_segments: u64,
     /// Whether nothing was done.
@@ -92,6 +94,8 @@ pub struct SweepEnded {
     pub carried_bytes: u64,
     /// Condemned packs that stay since something in them is needed and can not be read.
     pub kept_packs: u64,
+    /// Objects that stay since they are locked: a later sweep removes them.
+    pub held_objects: u64,
 }
 
 /// What the first half of a sweep has found.
@@ -129,6 +133,7 @@ impl Repository {
             self.full("sweep")?;
         }
         let repository = &self.inner;
+        repository.writable()?;
         let mut report = SweepReport { dry_run: options.dry_run, ..SweepReport::default() };
         let state = repository.look_at_sweeps().await?;
         if let Some(intent) = &state.open {

@@ -69,6 +69,11 @@ impl Survey {
         Ok(Self { points, tombstones, spent_receipts })
     }
 
+    fn is_forgotten(&self, name: &str) -> bool {
+        let id = names::point_parts(name).map(|(_, _, id)| id);
+        self.tombstones.valid.iter().any(|(_, tombstone)| Some(tombstone.point) == id)
+    }
+
     /// Marks everything that the points refer to, but for those that go. Of those that nobody saw to their end and that
     /// came late, it is forgiven that something can not be found.
     pub(super) async fn mark(
@@ -91,7 +96,15 @@ impl Survey {
         let mut reads = stream::iter(reads).buffered(records::PARALLEL);
         let mut done = 0;
         while let Some((point, name)) = reads.next().await {
-            let point = point?;
+            let point = match point {
+                Ok(point) => point,
+                // Somebody has put it there, and it was forgotten: it only waits for its lock to end.
+                Err(error) if error.is_loss() && self.is_forgotten(&name) => {
+                    tracing::warn!(object = name, error = %error, "a forgotten point that is none is left out");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if confirmed.is_late(repository, &point).await? {
                 match marks.point(repository, &point).await {
                     Err(error) if !error.is_loss() => return Err(error),
@@ -137,6 +150,11 @@ async fn list(repository: &Inner) -> Result<BTreeMap<PointId, String>, StoreErro
     let mut points = BTreeMap::new();
     for name in records::list(repository, names::POINTS).await? {
         let Some((_, _, id)) = names::point_parts(&name) else {
+            if repository.backend.oldest_counts() {
+                // No medium has hurt a name there: somebody has put it beside the points.
+                tracing::warn!(object = name, "an object among the points that is none is left out");
+                continue;
+            }
             let source = "its name is not that of a restore point".into();
             return Err(StoreError::Damaged { object: name, source });
         };

@@ -18,6 +18,7 @@ use xenvault_store_format::{
     ChunkId, DamageMark, DamagedCopy, MAX_DAMAGED_COPIES, MAX_HURT_POINTS, PackId, PointId, RecordId, VerifyResult,
 };
 
+use crate::backend::Disturbed;
 use crate::repository::Inner;
 use crate::{MaintenanceMonitor, Repository, StoreError, names, records};
 
@@ -155,6 +156,8 @@ pub struct VerifyReport {
     /// Points without a receipt: a run that was not seen to its end, or a receipt that was lost. `repair` writes one for
     /// those that are complete.
     pub unconfirmed: Vec<PointId>,
+    /// Objects that somebody has overwritten or deleted, and that are read as they were: the store keeps versions.
+    pub disturbed: Vec<Disturbed>,
     /// Copies of chunks that were marked as damaged now.
     pub marked_copies: u64,
 }
@@ -212,6 +215,7 @@ impl Verify {
         self.check_index().await?;
         self.check_packs().await?;
         self.check_points().await?;
+        self.check_versions().await?;
         if self.options.write {
             self.mark_damage().await?;
             let result = VerifyResult {
@@ -228,6 +232,19 @@ impl Verify {
             records::write(&self.repository, &names::verification(&result.id), &result).await?;
         }
         Ok(self.report)
+    }
+
+    /// What somebody has put over objects. Harms nobody, and should not be there.
+    async fn check_versions(&mut self) -> Result<(), StoreError> {
+        if !self.repository.backend.oldest_counts() {
+            return Ok(());
+        }
+        let found = self.repository.backend.disturbed("").await;
+        self.report.disturbed = found.map_err(|error| StoreError::io("list", "all objects", error))?;
+        for disturbed in &self.report.disturbed {
+            tracing::warn!(object = disturbed.object, "somebody has overwritten or deleted an object");
+        }
+        Ok(())
     }
 
     fn damaged(&mut self, object: &str, kind: DamageKind, reason: impl Into<String>) {

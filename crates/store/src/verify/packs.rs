@@ -156,13 +156,13 @@ fn frames_of(entries: &[IndexEntry]) -> impl Iterator<Item = &[IndexEntry]> {
 }
 
 /// Opens a frame once, and hashes each of its chunks; returns those that can not be read, and why.
-fn check_frame(keys: &Keys, pack: &[u8], chunks: &[IndexEntry]) -> Vec<(IndexEntry, String)> {
+fn check_frame(keys: &Keys, pack: &mut [u8], chunks: &[IndexEntry]) -> Vec<(IndexEntry, String)> {
     let Some(first) = chunks.first() else { return Vec::new() };
     let (from, count) = (first.placement.offset as usize, first.placement.length as usize);
-    let opened = match pack.get(from..).and_then(|rest| rest.get(..count)) {
+    let opened = match pack.get_mut(from..).and_then(|rest| rest.get_mut(..count)) {
         None => Err(format!("it ends before byte {}", from.saturating_add(count))),
         Some(frame) => PackKey::derive(keys, &first.salt)
-            .and_then(|key| key.open(first.kind, first.placement.frame, frame.to_vec()))
+            .and_then(|key| key.open_in_place(first.kind, first.placement.frame, frame))
             .map_err(|error| error.to_string()),
     };
     let of_chunk = |entry: &IndexEntry| match &opened {
@@ -209,7 +209,8 @@ async fn check_chunks(
     let repository = Arc::clone(repository);
     let keys = Arc::clone(&repository.keys);
     let work = move || -> Vec<(IndexEntry, String)> {
-        frames_of(&entries).flat_map(|chunks| check_frame(&keys, &bytes, chunks)).collect()
+        let mut bytes = bytes;
+        frames_of(&entries).flat_map(|chunks| check_frame(&keys, &mut bytes, chunks)).collect()
     };
     let bad = repository.run(work).await?;
     if let (None, Some((first, reason))) = (&found.damage, bad.first()) {

@@ -33,6 +33,7 @@ impl Repository {
     /// [`StoreError::Full`], [`StoreError::Backend`]: then some of it is done, and the call can be repeated.
     pub async fn repair(&self) -> Result<RepairReport, StoreError> {
         let repository = &self.inner;
+        repository.writable()?;
         let mut report = RepairReport::default();
         let state = repository.look_at_sweeps().await?;
         repository.bar_copies(&state).await?;
@@ -57,6 +58,9 @@ impl Repository {
         fresh.index.refresh(&*fresh.backend, &fresh.keys).await?;
         report.index_bytes = fresh.index.publish_learned(&*fresh.backend, &fresh.keys).await?;
         for name in damaged {
+            if crate::keep::is_held(&fresh, &name).await? {
+                continue;
+            }
             records::remove(&fresh, &name).await?;
             report.removed_segments.push(name);
         }
