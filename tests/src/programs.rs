@@ -10,9 +10,10 @@ use std::sync::OnceLock;
 const FOLDER_VARIABLE: &str = "XENVAULT_PROGRAMS";
 
 /// Everything that the programs would take from the caller's environment.
-const THEIR_VARIABLES: [&str; 11] = [
+const THEIR_VARIABLES: [&str; 12] = [
     "XENVAULT_PASSWORD",
     "XENVAULT_PASSPHRASE",
+    "XENVAULT_NEW_PASSPHRASE",
     "XENVAULT_STATE",
     "XENVAULT_LOG",
     "XENVAULT_CACHE",

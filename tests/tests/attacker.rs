@@ -20,7 +20,7 @@ use xenvault_store::{
 };
 use xenvault_store_format::{
     DamageMark, DamagedCopy, ForgottenPoint, IndexEntry, KeySlot, Keys, PackId, PackSalt, Placement, Record, RecordId,
-    SweepEnd, SweepIntent, Tombstone, encode_index, encode_record,
+    SweepEnd, SweepIntent, Tombstone, encode_index, encode_record, SlotSecret,
 };
 
 /// The folder of the repository, as an address has it.
@@ -241,8 +241,8 @@ fn keys(bucket: &str) -> Keys {
     let first = versions(OWNER, bucket).into_iter().rfind(|(key, _)| key.ends_with("keys%2F1")).unwrap();
     let slot = get(WRITER, &format!("{bucket}/{FOLDER}/keys/1?versionId={}", first.1));
     let slot = KeySlot::decode(&slot).unwrap();
-    let master = slot.unwrap(&passphrase()).unwrap().unwrap();
-    Keys::derive(master, slot.repository()).unwrap()
+    let material = slot.unwrap(&SlotSecret::new(&passphrase()).unwrap()).unwrap().unwrap();
+    Keys::of_material(material, slot.repository()).unwrap()
 }
 
 async fn restores(repository: &Repository, contents: &[(PointId, Vec<u8>)]) {

@@ -7,7 +7,10 @@ use xenvault_tests::programs::{self, Finished};
 /// Both programs and their commands.
 const COMMANDS: [(&str, &[&str]); 2] = [
     ("xenvault-datamover", &["init-repository", "pin", "backup", "check", "sweep"]),
-    ("xenvault-restore", &["points", "show", "vm", "disk", "point", "sweep", "verify", "keep", "seal", "repair"]),
+    (
+        "xenvault-restore",
+        &["points", "show", "vm", "disk", "point", "sweep", "verify", "keep", "seal", "repair", "key"],
+    ),
 ];
 
 fn run(program: &str, arguments: &[&str]) -> Finished {

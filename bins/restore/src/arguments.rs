@@ -90,6 +90,81 @@ pub enum Command {
         after_help = "Example:\n    xenvault-restore repair --repository /backup --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-restore --help`."
     )]
     Repair(RepairArguments),
+    /// Says who can open the repository: passphrases and recovery keys
+    ///
+    /// Wherever a passphrase is asked for, a recovery key will do. No backup is written again for any of this.
+    #[command(
+        after_help = "Example:\n    xenvault-restore key list --repository /backup --passphrase-file ./passphrase\n    xenvault-restore key add --repository /backup --passphrase-file ./passphrase --new-passphrase-file ./new --label anna\n    xenvault-restore key recovery --repository /backup --passphrase-file ./passphrase --to ./recovery-key\n    xenvault-restore key change --repository /backup --passphrase-file ./passphrase --new-passphrase-file ./new\n    xenvault-restore key remove SLOT --repository /backup --passphrase-file ./passphrase --dry-run\n\nExit codes and environment: see `xenvault-restore --help`."
+    )]
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum KeyCommand {
+    /// Lists the key slots: what opens each, what it gives, whose it is
+    List(RepositoryArguments),
+    /// Adds a passphrase
+    Add(KeyAddArguments),
+    /// Makes a recovery key and shows it once
+    Recovery(KeyRecoveryArguments),
+    /// Puts a new passphrase in the place of the one that is given
+    Change(KeyChangeArguments),
+    /// Removes key slots: what opens only these opens nothing any more. The slot that is used for this stays
+    Remove(KeyRemoveArguments),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct KeyAddArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// File whose first line is the new passphrase; `-` is standard input. Otherwise XENVAULT_NEW_PASSPHRASE is used
+    #[arg(long, value_name = "FILE")]
+    pub new_passphrase_file: Option<PathBuf>,
+    /// Whose it is, for `key list`; at most 64 bytes
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub label: String,
+    /// For a datamover that backs up and can not read what disks hold
+    #[arg(long)]
+    pub write_only: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct KeyRecoveryArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// Write it to this file, which must not exist, and not to standard output
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+    /// Where it is kept, for `key list`; at most 64 bytes
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub label: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct KeyChangeArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// File whose first line is the new passphrase; `-` is standard input. Otherwise XENVAULT_NEW_PASSPHRASE is used
+    #[arg(long, value_name = "FILE")]
+    pub new_passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct KeyRemoveArguments {
+    /// The slots: their names as `key list` shows them, or enough of their beginnings
+    #[arg(required = true, value_name = "SLOT")]
+    pub slots: Vec<String>,
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// Show what would go, and touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// It is meant: remove them
+    #[arg(long, conflicts_with = "dry_run")]
+    pub confirm: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]

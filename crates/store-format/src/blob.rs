@@ -1,9 +1,10 @@
 //! Blobs: bytes that are no disk, such as bitmaps and configurations.
 //!
-//! Up to 1 MiB a blob is one chunk. A longer one is cut into pieces of 1 MiB, and its id is that of the list of them.
+//! Up to 1 MiB a blob is one chunk. A longer one is cut into pieces of 1 MiB, and its id is that of the list of them, which is a
+//! chunk of a kind of its own: who keeps house must know the pieces, and need not know what is in them.
 
 use crate::wire::Fields;
-use crate::{ChunkId, FormatError, MAX_PLAIN_BYTES};
+use crate::{BlobRef, ChunkId, ChunkKind, FormatError, MAX_PLAIN_BYTES};
 
 const WHAT: &str = "list of blob pieces";
 
@@ -12,6 +13,13 @@ pub const BLOB_PIECE_BYTES: usize = MAX_PLAIN_BYTES;
 
 /// Longest blob, in bytes: as many pieces as one list holds.
 pub const MAX_BLOB_BYTES: u64 = (MAX_PLAIN_BYTES / ChunkId::BYTES) as u64 * BLOB_PIECE_BYTES as u64;
+
+impl BlobRef {
+    /// What the chunk is that the blob is named by: the blob itself, or the list of its pieces.
+    pub const fn kind(&self) -> ChunkKind {
+        if self.length <= BLOB_PIECE_BYTES as u64 { ChunkKind::Blob } else { ChunkKind::List }
+    }
+}
 
 /// The bytes of a list of pieces.
 pub fn encode_piece_list(pieces: &[ChunkId]) -> Vec<u8> {

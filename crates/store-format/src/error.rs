@@ -123,6 +123,9 @@ pub enum FormatError {
         /// What the library said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The content of disks and blobs can not be read with a writer's key.
+    #[error("a key that only writes can not read the content of disks and blobs")]
+    WriteOnly,
     /// The system gave no random bytes, or the cipher refused its input.
     #[error("the system's cryptography failed")]
     Cryptography,

@@ -16,6 +16,7 @@ pub mod fuzzing;
 mod ids;
 mod immutability;
 mod index;
+mod keypair;
 mod keys;
 mod keyslot;
 mod map;
@@ -23,6 +24,7 @@ mod pack;
 mod payload;
 mod point;
 mod record;
+mod recovery;
 mod secret;
 #[cfg(test)]
 mod testing;
@@ -35,15 +37,15 @@ pub use error::FormatError;
 pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RecordId, RepositoryId};
 pub use immutability::{Immutability, LockMode, ParseImmutabilityError};
 pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, encode_index};
-pub use keys::{ChunkKind, Keys, MasterKey, PackSalt};
-pub use keyslot::{KdfParams, KeySlot};
+pub use keys::{ChunkKind, KeyMaterial, Keys, MasterKey, PackClass, PackSalt, PackSealing, WriterKey};
+pub use keyslot::{KdfParams, KeyAccess, KeySlot, MAX_LABEL_BYTES, SlotHead, SlotKind, SlotSecret};
 pub use map::{
     LEAF_BLOCKS, LEAF_BYTES, LeafEntry, LeafPage, MAP_FANOUT, MAX_MAP_LEVEL, NodePage, leaves_of, leaves_under,
     level_of,
 };
 pub use pack::{
-    DirectoryEntry, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_CHUNKS, PACK_HEADER_BYTES, PACK_TRAILER_BYTES,
-    PackEncoder, PackHeader, PackKey, PackTrailer, Placement,
+    DirectoryEntry, DirectoryKey, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_CHUNKS, PACK_HEADER_BYTES,
+    PACK_TRAILER_BYTES, PackEncoder, PackHeader, PackKey, PackTrailer, Placement,
 };
 pub use payload::{Compressor, MAX_FRAME_CHUNKS, MAX_PLAIN_BYTES, Payload, PlainFrame};
 pub use point::{Level, MAX_POINT_BYTES, PointDisk, PointManifest, decode_point, encode_point};
@@ -52,6 +54,7 @@ pub use record::{
     MAX_HURT_POINTS, MAX_RECORD_BYTES, Receipt, Record, SweepEnd, SweepIntent, Tombstone, Undo, VerifyResult,
     decode_record, encode_record,
 };
+pub use recovery::{RecoveryKey, RecoveryKeyError};
 pub use secret::Secret;
 
 /// Format version that this release writes; it reads no later one.

@@ -4,19 +4,22 @@
 //! header | frame 0 | frame 1 | ... | directory frame | trailer
 //! frame: length u32, CRC-32 u32, sealed bytes
 //! ```
-//! The CRC-32 finds damage without the key. Every pack has its own key, from its own random salt; the nonce of a frame
-//! is its number, and the directory's is the number of chunks, which no frame has.
+//! The CRC-32 finds damage without the key. Every pack has its own keys, from its own random salt: one for its frames,
+//! which takes what its class asks for, and one for its directory, which every writer has. The nonce of a frame is its
+//! number, the directory's is the number of chunks.
 
 use ring::aead::{Aad, LessSafeKey};
 
 use crate::keys::frame_nonce;
 use crate::payload::{FRAME_HEADER_BYTES, PlainFrame, decode};
 use crate::wire::{Fields, PREAMBLE_BYTES, put_crc, put_preamble};
-use crate::{ChunkId, ChunkKind, FORMAT_VERSION, FormatError, Keys, PackId, PackSalt, Payload, RepositoryId};
+use crate::{
+    ChunkId, ChunkKind, FORMAT_VERSION, FormatError, Keys, PackClass, PackId, PackSalt, Payload, RepositoryId,
+};
 
 const MAGIC: &[u8; 8] = b"XVLTPACK";
 const END_MAGIC: &[u8; 8] = b"XVLTPEND";
-const PURPOSE: &str = "pack";
+const DIRECTORY_PURPOSE: &str = "pack directory";
 const DIRECTORY_KIND: u8 = 255;
 const TAG_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 45;
@@ -63,21 +66,29 @@ pub struct DirectoryEntry {
 pub struct PackEncoder {
     id: PackId,
     salt: PackSalt,
+    class: PackClass,
     key: LessSafeKey,
+    directory: DirectoryKey,
     offset: usize,
     frames: u16,
     entries: Vec<DirectoryEntry>,
 }
 
 impl PackEncoder {
-    /// Begins a pack; also returns its header, the first bytes of the object.
+    /// Begins a pack with a salt of its own; also returns its header, the first bytes of the object.
     ///
     /// # Errors
     /// [`FormatError::Cryptography`].
-    pub fn new(keys: &Keys, salt: PackSalt) -> Result<(Self, Vec<u8>), FormatError> {
-        let key = keys.sealing_key(&salt.0, PURPOSE)?;
+    pub fn new(keys: &Keys, class: PackClass) -> Result<(Self, Vec<u8>), FormatError> {
+        let (salt, key) = keys.new_pack(class)?;
+        Self::with(keys, salt, key)
+    }
+
+    fn with(keys: &Keys, salt: PackSalt, key: LessSafeKey) -> Result<(Self, Vec<u8>), FormatError> {
         let header = PackHeader { repository: keys.repository(), salt }.encode();
-        Ok((Self { id: salt.pack_id(), salt, key, offset: header.len(), frames: 0, entries: Vec::new() }, header))
+        let (id, class, directory) = (salt.pack_id(), salt.sealing().class(), DirectoryKey::derive(keys, &salt)?);
+        let (offset, entries) = (header.len(), Vec::new());
+        Ok((Self { id, salt, class, key, directory, offset, frames: 0, entries }, header))
     }
 
     /// Name of the pack.
@@ -112,10 +123,13 @@ impl PackEncoder {
     ///
     /// # Errors
     /// [`FormatError::PackFull`] if they do not fit (the pack is unchanged); [`FormatError::Field`] if there are not as
-    /// many ids as chunks; [`FormatError::Cryptography`].
+    /// many ids as chunks, or they are of another class than the pack; [`FormatError::Cryptography`].
     pub fn append(&mut self, ids: &[ChunkId], kind: ChunkKind, payload: Payload) -> Result<Vec<u8>, FormatError> {
         if ids.len() != payload.chunks() {
             return Err(FormatError::Field { what: "pack", field: "number of ids", found: ids.len() as u64 });
+        }
+        if kind.class() != self.class {
+            return Err(FormatError::Field { what: "pack", field: "kind of chunk", found: kind.code().into() });
         }
         if !self.has_room_for(&payload) {
             return Err(FormatError::PackFull);
@@ -149,7 +163,7 @@ impl PackEncoder {
                 body.extend_from_slice(&number.to_le_bytes());
             }
         }
-        let mut out = seal_frame(&self.key, count, &directory_aad(&self.id), body)?;
+        let mut out = seal_frame(&self.directory.key, count, &directory_aad(&self.id), body)?;
         let trailer = PackTrailer {
             directory_offset: u32::try_from(self.offset).map_err(full)?,
             directory_length: u32::try_from(out.len()).map_err(full)?,
@@ -256,17 +270,18 @@ impl PackTrailer {
 /// Opens the frames of one pack.
 #[derive(Clone, Debug)]
 pub struct PackKey {
-    id: PackId,
+    class: PackClass,
     key: LessSafeKey,
 }
 
 impl PackKey {
-    /// Derives the key of the pack with this salt.
+    /// The key of the pack with this salt.
     ///
     /// # Errors
-    /// [`FormatError::Cryptography`].
+    /// [`FormatError::WriteOnly`] if these keys do not open its frames; [`FormatError::Authentication`] if the salt of a
+    /// wrapped pack is no public key; [`FormatError::Cryptography`].
     pub fn derive(keys: &Keys, salt: &PackSalt) -> Result<Self, FormatError> {
-        Ok(Self { id: salt.pack_id(), key: keys.sealing_key(&salt.0, PURPOSE)? })
+        Ok(Self { class: salt.sealing().class(), key: keys.frames_key(salt)? })
     }
 
     /// Opens a frame: checksum, seal, compression. The chunks in it are yet to be hashed.
@@ -283,7 +298,30 @@ impl PackKey {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_in_place(&self, kind: ChunkKind, number: u16, frame: &mut [u8]) -> Result<PlainFrame, FormatError> {
-        decode(open_frame("frame", &self.key, number.into(), &aad(&[], kind.code()), frame)?)
+        const WHAT: &str = "frame";
+        if kind.class() != self.class {
+            return Err(FormatError::Authentication { what: WHAT });
+        }
+        decode(open_frame(WHAT, &self.key, number.into(), &aad(&[], kind.code()), frame)?)
+    }
+}
+
+/// Opens the directory of one pack. Every key of the repository gives it, those that can not read the frames too.
+#[derive(Clone, Debug)]
+pub struct DirectoryKey {
+    id: PackId,
+    class: PackClass,
+    key: LessSafeKey,
+}
+
+impl DirectoryKey {
+    /// The key of the directory of the pack with this salt.
+    ///
+    /// # Errors
+    /// [`FormatError::Cryptography`].
+    pub fn derive(keys: &Keys, salt: &PackSalt) -> Result<Self, FormatError> {
+        let key = keys.sealing_key(&salt.0, DIRECTORY_PURPOSE)?;
+        Ok(Self { id: salt.pack_id(), class: salt.sealing().class(), key })
     }
 
     /// Opens the directory's frame.
@@ -294,7 +332,11 @@ impl PackKey {
         const WHAT: &str = "pack directory";
         let mut frame = frame;
         let body = open_frame(WHAT, &self.key, trailer.frames, &directory_aad(&self.id), &mut frame)?;
-        decode_directory(body)
+        let entries = decode_directory(body)?;
+        match entries.iter().find(|entry| entry.kind.class() != self.class) {
+            Some(entry) => Err(FormatError::Field { what: WHAT, field: "kind", found: entry.kind.code().into() }),
+            None => Ok(entries),
+        }
     }
 }
 
@@ -387,8 +429,25 @@ mod tests {
     use crate::Compressor;
     use crate::testing::{each_flip, golden, keys, noise};
 
+    /// A salt with this last byte, which says how the pack is sealed.
+    fn salt(last: u8) -> PackSalt {
+        let mut bytes = [5; 32];
+        bytes[31] = last;
+        PackSalt::from_bytes(bytes)
+    }
+
+    const CONTENT: u8 = 0x85;
+    const STRUCTURE: u8 = 0xc5;
+    const WRAPPED: u8 = 0x05;
+
     fn pack(frames: &[(ChunkKind, Vec<Vec<u8>>)]) -> (Vec<u8>, Vec<DirectoryEntry>) {
-        let (mut encoder, mut bytes) = PackEncoder::new(&keys(), PackSalt([5; 32])).unwrap();
+        pack_with(CONTENT, frames)
+    }
+
+    fn pack_with(last: u8, frames: &[(ChunkKind, Vec<Vec<u8>>)]) -> (Vec<u8>, Vec<DirectoryEntry>) {
+        // Whoever can read finds the key by any salt; a writer could not choose one.
+        let key = keys().frames_key(&salt(last)).unwrap();
+        let (mut encoder, mut bytes) = PackEncoder::with(&keys(), salt(last), key).unwrap();
         for (kind, chunks) in frames {
             let lengths: Vec<usize> = chunks.iter().map(Vec::len).collect();
             let ids: Vec<ChunkId> = chunks.iter().map(|plain| keys().chunk_id(*kind, plain)).collect();
@@ -407,7 +466,8 @@ mod tests {
         let split = bytes.len() - PACK_TRAILER_BYTES;
         let trailer = PackTrailer::decode(&bytes[split..], bytes.len() as u64)?;
         let key = PackKey::derive(&keys(), &header.salt)?;
-        let directory = key.open_directory(&trailer, bytes[trailer.directory_offset as usize..split].to_vec())?;
+        let directory = DirectoryKey::derive(&keys(), &header.salt)?;
+        let directory = directory.open_directory(&trailer, bytes[trailer.directory_offset as usize..split].to_vec())?;
         let open = |entry: DirectoryEntry| {
             let Placement { offset, length, frame, part } = entry.placement;
             let sealed = bytes[offset as usize..(offset + length) as usize].to_vec();
@@ -435,19 +495,105 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_wrapped_packs_and_of_structure_are_fixed() {
+        for (name, last, kinds) in [
+            ("pack-wrapped", WRAPPED, [ChunkKind::Data, ChunkKind::Blob]),
+            ("pack-structure", STRUCTURE, [ChunkKind::Map, ChunkKind::List]),
+        ] {
+            let frames: Vec<_> = kinds.into_iter().map(|kind| (kind, vec![noise(1, 300), vec![9; 8192]])).collect();
+            let (bytes, _) = pack_with(last, &frames);
+            golden(name, &bytes);
+            let opened = open_all(&bytes).unwrap();
+            let plain: Vec<_> = frames.iter().flat_map(|(_, chunks)| chunks).collect();
+            assert!(opened.iter().zip(plain).all(|((_, plain), expected)| plain == expected));
+        }
+    }
+
+    fn writer() -> Keys {
+        Keys::of_material(crate::KeyMaterial::Writer(keys().writer_key()), keys().repository()).unwrap()
+    }
+
+    #[test]
+    fn what_a_writer_has_sealed_it_can_not_open_and_the_full_key_can() {
+        let plain = noise(3, 5000);
+        let id = keys().chunk_id(ChunkKind::Data, &plain);
+        let (mut encoder, mut bytes) = PackEncoder::new(&writer(), PackClass::Content).unwrap();
+        let salt = encoder.salt();
+        bytes.extend(
+            encoder.append(&[id], ChunkKind::Data, Compressor::new(1).unwrap().prepare(&plain).unwrap()).unwrap(),
+        );
+        let (end, entries) = encoder.finish().unwrap();
+        bytes.extend(end);
+        assert_eq!(open_all(&bytes).unwrap(), [(entries[0], plain)]);
+
+        assert!(matches!(PackKey::derive(&writer(), &salt), Err(FormatError::WriteOnly)));
+        let split = bytes.len() - PACK_TRAILER_BYTES;
+        let trailer = PackTrailer::decode(&bytes[split..], bytes.len() as u64).unwrap();
+        let directory = bytes[trailer.directory_offset as usize..split].to_vec();
+        let read = DirectoryKey::derive(&writer(), &salt).unwrap().open_directory(&trailer, directory).unwrap();
+        assert_eq!(read, entries);
+        // Not with any key that can be made of what it has, for whatever purpose.
+        let at = entries[0].placement;
+        let frame = bytes[at.offset as usize..(at.offset + at.length) as usize].to_vec();
+        let refused = |key: LessSafeKey| {
+            let mut frame = frame.clone();
+            let opened = open_frame("frame", &key, 0, &aad(&[], ChunkKind::Data.code()), &mut frame);
+            assert!(matches!(opened, Err(FormatError::Authentication { .. })));
+        };
+        let material = writer().material().expose();
+        for secret in material.as_chunks::<32>().0 {
+            for purpose in ["content pack", "structure pack", "pack directory", "pack", "content key pair", "structure"]
+            {
+                let derived = crate::keys::derive(secret, keys().repository(), &salt.0, purpose).unwrap();
+                refused(crate::keys::aead_key(&derived).unwrap());
+            }
+            let pair = crate::keypair::KeyPair::from_private(secret).unwrap();
+            refused(crate::keys::aead_key(&pair.decapsulate(keys().repository(), &salt.0).unwrap()).unwrap());
+        }
+        // Nor what others have sealed under the root.
+        let (bytes, entries) = pack(&[(ChunkKind::Data, vec![noise(1, 64)])]);
+        assert!(matches!(
+            PackKey::derive(&writer(), &PackHeader::decode(&bytes[..PACK_HEADER_BYTES]).unwrap().salt),
+            Err(FormatError::WriteOnly)
+        ));
+        assert_eq!(entries.len(), 1);
+    }
+
+    #[test]
+    fn a_pack_holds_chunks_of_one_class() {
+        for (class, kind) in [
+            (PackClass::Content, ChunkKind::Map),
+            (PackClass::Content, ChunkKind::List),
+            (PackClass::Structure, ChunkKind::Data),
+            (PackClass::Structure, ChunkKind::Blob),
+        ] {
+            let (mut encoder, _) = PackEncoder::new(&keys(), class).unwrap();
+            let payload = Compressor::new(1).unwrap().prepare(b"page").unwrap();
+            let error = encoder.append(&[ChunkId::from_bytes([1; 32])], kind, payload).unwrap_err();
+            assert!(matches!(error, FormatError::Field { .. }), "{error}");
+        }
+    }
+
+    #[test]
     fn every_flipped_bit_is_noticed() {
-        let (bytes, _) =
-            pack(&[(ChunkKind::Data, vec![noise(1, 64), noise(4, 30)]), (ChunkKind::Map, vec![vec![7; 400]])]);
-        each_flip(&bytes, |hurt| assert!(open_all(hurt).is_err()));
+        for (last, one, other) in [
+            (CONTENT, ChunkKind::Data, ChunkKind::Blob),
+            (WRAPPED, ChunkKind::Data, ChunkKind::Blob),
+            (STRUCTURE, ChunkKind::Map, ChunkKind::List),
+        ] {
+            let (bytes, _) = pack_with(last, &[(one, vec![noise(1, 64), noise(4, 30)]), (other, vec![vec![7; 400]])]);
+            each_flip(&bytes, |hurt| assert!(open_all(hurt).is_err()));
+        }
     }
 
     #[test]
     fn a_frame_opens_only_as_what_it_was_sealed_and_a_chunk_is_only_itself() {
         let (bytes, entries) = pack(&[(ChunkKind::Data, vec![noise(1, 64), noise(2, 64)])]);
-        let key = PackKey::derive(&keys(), &PackSalt([5; 32])).unwrap();
+        let key = PackKey::derive(&keys(), &salt(CONTENT)).unwrap();
         let at = entries[0].placement;
         let frame = bytes[at.offset as usize..(at.offset + at.length) as usize].to_vec();
-        for wrong in [key.open(ChunkKind::Map, 0, frame.clone()), key.open(ChunkKind::Data, 1, frame.clone())] {
+        for (kind, number) in [(ChunkKind::Map, 0), (ChunkKind::Blob, 0), (ChunkKind::Data, 1)] {
+            let wrong = key.open(kind, number, frame.clone());
             assert!(matches!(wrong, Err(FormatError::Authentication { .. })));
         }
         let plain = key.open(ChunkKind::Data, 0, frame).unwrap();
@@ -458,7 +604,7 @@ mod tests {
 
     #[test]
     fn a_full_pack_refuses_and_stays_within_its_limit() {
-        let (mut encoder, header) = PackEncoder::new(&keys(), PackSalt([6; 32])).unwrap();
+        let (mut encoder, header) = PackEncoder::new(&keys(), PackClass::Content).unwrap();
         let mut compressor = Compressor::new(1).unwrap();
         let plain = noise(9, MAX_PACK_BYTES / 32);
         let mut length = header.len();
@@ -483,7 +629,7 @@ mod tests {
         fn foreign_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), number in any::<u16>()) {
             let _ = PackHeader::decode(&bytes);
             let _ = PackTrailer::decode(&bytes, bytes.len() as u64);
-            let key = PackKey::derive(&keys(), &PackSalt([5; 32])).unwrap();
+            let key = PackKey::derive(&keys(), &salt(CONTENT)).unwrap();
             let _ = key.open(ChunkKind::Data, number, bytes);
         }
     }

@@ -6,6 +6,7 @@
 //! nothing before the last cut, so from there on the base's chunks are right again.
 
 mod cutting;
+mod widening;
 
 use std::sync::Arc;
 use std::time::Instant;

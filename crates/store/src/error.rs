@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use xenvault_block::ByteRange;
-use xenvault_store_format::{ChunkId, FormatError, PointId};
+use xenvault_store_format::{ChunkId, FormatError, PointId, RecoveryKeyError};
 
 use crate::backend::BucketFault;
 
@@ -52,6 +52,52 @@ pub enum StoreError {
     /// The key slots are intact, and none opens.
     #[error("the passphrase does not open this repository")]
     WrongPassphrase,
+    /// The text of a recovery key is mistyped; the source names the group.
+    #[error("this is not the recovery key as it was printed")]
+    RecoveryKey {
+        /// What is wrong with the text.
+        source: RecoveryKeyError,
+    },
+    /// Some key slots can not be read, and none of the others opens.
+    #[error(
+        "no key slot opens: if the passphrase or recovery key is right, it is that of a slot that is damaged ({slots})"
+    )]
+    NoSlotOpens {
+        /// Names of the damaged slots.
+        slots: String,
+        /// What is wrong with the last of them.
+        source: Box<StoreError>,
+    },
+    /// There is no key slot of this name.
+    #[error("there is no key slot {name} in this repository")]
+    UnknownKeySlot {
+        /// What was asked for.
+        name: String,
+    },
+    /// The key slot that opened the repository is not removed.
+    #[error(
+        "key slot {name} is the one that the repository was opened with: open it with another passphrase or recovery key, so that one is known to be left that opens"
+    )]
+    KeySlotInUse {
+        /// The slot.
+        name: String,
+    },
+    /// The store keeps a key slot until its lock ends.
+    #[error(
+        "key slot {name} is locked in the store, and goes on opening the repository until the lock ends: remove it then with `key remove`"
+    )]
+    KeySlotLocked {
+        /// The slot.
+        name: String,
+        /// What the store said.
+        source: std::io::Error,
+    },
+    /// The key that the repository was opened with does not allow it.
+    #[error("this key only writes, and can not {action}: open the repository with a key that gives everything")]
+    WriteOnly {
+        /// What was tried.
+        action: &'static str,
+    },
     /// Written by a later release.
     #[error("{object} has format version {found}, this release reads up to version {supported}: use a newer release")]
     NewerFormat {
@@ -196,6 +242,7 @@ impl StoreError {
         let object = object.to_owned();
         match error {
             FormatError::NewerVersion { found, supported, .. } => Self::NewerFormat { object, found, supported },
+            FormatError::WriteOnly => Self::WriteOnly { action: "read what disks hold" },
             error => Self::Damaged { object, source: Box::new(error) },
         }
     }
@@ -220,6 +267,15 @@ impl StoreError {
         }
     }
 
+    /// Whether it is only that the key does not read content.
+    pub(crate) fn is_write_only(&self) -> bool {
+        match self {
+            Self::WriteOnly { .. } => true,
+            Self::DiskRange { source, .. } => source.is_write_only(),
+            _ => false,
+        }
+    }
+
     /// What the service of objects has answered, if it is that which failed.
     pub fn bucket_fault(&self) -> Option<&BucketFault> {
         match self {
@@ -239,6 +295,7 @@ impl StoreError {
             | Self::Backend { .. }
             | Self::WriterFailed { .. }
             | Self::IncompleteListing { .. }
+            | Self::KeySlotLocked { .. }
             | Self::SweepTaken { .. }
             | Self::Overtaken { .. } => Retry::Later,
             Self::DiskRange { source, .. } => source.retry(),

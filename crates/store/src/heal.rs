@@ -9,8 +9,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use xenvault_block::ByteRange;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BLOCK_BYTES, BlobRef, ChunkId, ChunkKind, LEAF_BYTES, LeafPage, NodePage, PointManifest,
-    decode_piece_list, leaves_under, level_of,
+    BLOCK_BYTES, BlobRef, ChunkId, ChunkKind, LEAF_BYTES, LeafPage, NodePage, PointManifest, decode_piece_list,
+    leaves_under, level_of,
 };
 
 use crate::StoreError;
@@ -79,9 +79,9 @@ impl Check<'_> {
     }
 
     async fn blob(&mut self, blob: &BlobRef) -> Result<(), StoreError> {
-        self.chunk(&blob.id, ChunkKind::Blob).await?;
-        if blob.length > BLOB_PIECE_BYTES as u64 {
-            let list = self.repository.chunk(&blob.id, ChunkKind::Blob).await?;
+        self.chunk(&blob.id, blob.kind()).await?;
+        if blob.kind() == ChunkKind::List {
+            let list = self.repository.chunk(&blob.id, ChunkKind::List).await?;
             let pieces = decode_piece_list(&list, blob.length);
             for piece in pieces.map_err(|error| StoreError::format(&format!("blob {}", blob.id), error))? {
                 self.chunk(&piece, ChunkKind::Blob).await?;

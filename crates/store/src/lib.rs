@@ -39,6 +39,7 @@ mod publish;
 mod reader;
 mod records;
 mod repository;
+mod slots;
 mod sweep;
 mod sweeps;
 mod tree;
@@ -56,6 +57,7 @@ pub use place::PlaceFacts;
 pub use points::{DamagedPoint, Point, PointFilter, PointListing, PointSummary};
 pub use reader::{DiskReader, ReadOptions};
 pub use repository::{InitOptions, Repository};
+pub use slots::{KeySlotListing, KeySlotSummary, MAX_KEY_SLOTS, NewKey};
 pub use sweep::{SweepBegun, SweepEnded, SweepOptions, SweepReport};
 pub use verify::{
     DamageKind, DamagedObject, HurtDisk, HurtPoint, MAX_RANGES, RepairReport, VerifyMode, VerifyOptions, VerifyReport,
@@ -64,6 +66,7 @@ pub use writer::{Writer, WriterOptions};
 // Part of our signatures, so that an embedding program needs no further crate.
 pub use xenvault_block::ByteRange;
 pub use xenvault_store_format::{
-    BlobRef, ChunkId, DiskMapRef, Immutability, KdfParams, Level, LockMode, PackId, ParseIdError,
-    ParseImmutabilityError, PointDisk, PointId, PointManifest, RepositoryId, Secret,
+    BlobRef, ChunkId, DiskMapRef, FormatError, Immutability, KdfParams, KeyAccess, Level, LockMode, MAX_LABEL_BYTES,
+    PackId, ParseIdError, ParseImmutabilityError, PointDisk, PointId, PointManifest, RecoveryKey, RecoveryKeyError,
+    RepositoryId, Secret, SlotKind,
 };

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, IndexEntry, LeafPage, NodePage, PACK_HEADER_BYTES, PackId, PackSalt,
-    PointManifest, decode_piece_list, level_of,
+    BlobRef, ChunkId, ChunkKind, IndexEntry, LeafPage, NodePage, PACK_HEADER_BYTES, PackId, PackSalt, PointManifest,
+    decode_piece_list, level_of,
 };
 
 use crate::StoreError;
@@ -108,7 +108,7 @@ impl Marks {
                 reading.push(async move {
                     let read = match &next {
                         Open::Page(id, _) => repository.chunk(id, ChunkKind::Map).await,
-                        Open::Pieces(blob) => repository.chunk(&blob.id, ChunkKind::Blob).await,
+                        Open::Pieces(blob) => repository.chunk(&blob.id, ChunkKind::List).await,
                     };
                     read.map(|bytes| (next, bytes))
                 });
@@ -146,8 +146,8 @@ impl Marks {
     }
 
     fn open_blob(&mut self, blob: &BlobRef, open: &mut Vec<Open>) {
-        let marked = self.set(&blob.id, ChunkKind::Blob);
-        if blob.length > BLOB_PIECE_BYTES as u64 && marked != Marked::Before {
+        let marked = self.set(&blob.id, blob.kind());
+        if blob.kind() == ChunkKind::List && marked != Marked::Before {
             open.push(Open::Pieces(*blob));
         } else if marked == Marked::Unknown {
             self.missing += 1;

@@ -21,10 +21,6 @@ pub(crate) const DAMAGE: &str = "records/damage";
 pub(crate) const VERIFICATIONS: &str = "records/verifications";
 pub(crate) const SWEEPS: &str = "sweeps";
 
-pub(crate) fn key(number: u32) -> String {
-    format!("{KEYS}/{number}")
-}
-
 pub(crate) fn pack(id: &PackId) -> String {
     format!("{}/{id}", pack_folder(id))
 }
@@ -39,6 +35,16 @@ pub(crate) fn pack_folder(id: &PackId) -> String {
 pub(crate) fn pack_id(name: &str) -> Option<PackId> {
     let id = name.rsplit('/').next()?.parse().ok()?;
     (pack(&id) == name).then_some(id)
+}
+
+pub(crate) fn key(slot: &str) -> String {
+    format!("{KEYS}/{slot}")
+}
+
+/// A name that no key slot has: short enough to be typed, random enough not to be drawn twice.
+pub(crate) fn new_key() -> String {
+    let (random, _) = Uuid::new_v4().as_u64_pair();
+    key(&format!("{:012x}", random >> 16))
 }
 
 pub(crate) fn new_index() -> String {

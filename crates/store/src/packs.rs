@@ -4,7 +4,7 @@
 //! callers -> (budget in bytes) -> frames -> workers: compress, seal -> (4 MiB) -> one task: write packs, then index
 //! ```
 //! Frames are sealed in the order in which they come out of compression, under one lock: sealing is far faster than
-//! compressing. The first failure ends the run: it is told once in full, and to all others by its text.
+//! compressing. Two packs are open at the same time: one for content, one for structure. The first failure ends the run: it is told once in full, and to all others by its text.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
@@ -15,7 +15,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use xenvault_store_format::{
-    ChunkId, ChunkKind, Compressor, DirectoryEntry, FormatError, IndexEntry, MAX_PLAIN_BYTES, PackEncoder, PackSalt,
+    ChunkId, ChunkKind, Compressor, DirectoryEntry, FormatError, IndexEntry, MAX_PLAIN_BYTES, PackClass, PackEncoder,
 };
 
 use crate::backend::Upload;
@@ -90,20 +90,47 @@ impl Jobs {
     }
 }
 
-/// The pack that is being filled.
+/// The packs that are being filled.
 #[derive(Debug)]
 struct Assembler {
-    encoder: Option<PackEncoder>,
-    buffer: Vec<u8>,
+    open: PerClass<Option<OpenPack>>,
     queue: mpsc::Sender<Message>,
+}
+
+#[derive(Debug)]
+struct OpenPack {
+    encoder: PackEncoder,
+    /// What was not handed to the medium yet.
+    buffer: Vec<u8>,
+}
+
+/// One of each class.
+#[derive(Debug, Default)]
+struct PerClass<T> {
+    content: T,
+    structure: T,
+}
+
+impl<T> PerClass<T> {
+    fn of(&mut self, class: PackClass) -> &mut T {
+        match class {
+            PackClass::Content => &mut self.content,
+            PackClass::Structure => &mut self.structure,
+        }
+    }
 }
 
 enum Message {
     Begin {
+        class: PackClass,
         name: String,
     },
-    Data(Bytes),
+    Data {
+        class: PackClass,
+        data: Bytes,
+    },
     End {
+        class: PackClass,
         data: Bytes,
         name: String,
         entries: Vec<IndexEntry>,
@@ -148,7 +175,7 @@ impl Sink {
             repository: Arc::clone(&repository),
             counters: Arc::clone(&counters),
             claimed: Arc::clone(&claimed),
-            upload: None,
+            uploads: PerClass::default(),
             unindexed: Vec::new(),
             packs: 0,
         };
@@ -166,7 +193,7 @@ impl Sink {
             jobs: Jobs::default(),
             claimed,
             leaned_on: Mutex::default(),
-            assembler: Mutex::new(Assembler { encoder: None, buffer: Vec::new(), queue }),
+            assembler: Mutex::new(Assembler { open: PerClass::default(), queue }),
             failure,
         })
     }
@@ -298,7 +325,8 @@ impl Sink {
         let (send, done) = oneshot::channel();
         let ended = self.pool.run(move || {
             let mut assembler = sink.assembler.lock().unwrap_or_else(PoisonError::into_inner);
-            assembler.end_pack()?;
+            assembler.end_pack(PackClass::Content)?;
+            assembler.end_pack(PackClass::Structure)?;
             assembler.send(Message::Flush(send))
         });
         ended.await.unwrap_or(Err(AppendError::Gone)).map_err(|error| self.explain(error))?;
@@ -322,21 +350,23 @@ impl Sink {
         add_time(&self.counters.compress_nanos, began.elapsed());
         let mut assembler = self.assembler.lock().unwrap_or_else(PoisonError::into_inner);
         let target = self.repository.config.pack_target_bytes as usize;
-        let full = |encoder: &PackEncoder| encoder.final_length() >= target || !encoder.has_room_for(&payload);
-        if assembler.encoder.as_ref().is_some_and(full) {
-            assembler.end_pack()?;
+        let class = kind.class();
+        let full =
+            |OpenPack { encoder, .. }: &OpenPack| encoder.final_length() >= target || !encoder.has_room_for(&payload);
+        if assembler.open.of(class).as_ref().is_some_and(full) {
+            assembler.end_pack(class)?;
         }
-        if assembler.encoder.is_none() {
-            assembler.begin_pack(&self.repository)?;
+        if assembler.open.of(class).is_none() {
+            assembler.begin_pack(&self.repository, class)?;
         }
         let began = Instant::now();
-        let encoder = assembler.encoder.as_mut().ok_or(AppendError::Gone)?;
+        let OpenPack { encoder, buffer } = assembler.open.of(class).as_mut().ok_or(AppendError::Gone)?;
         let sealed = encoder.append(&frame.ids, kind, payload)?;
         add_time(&self.counters.seal_nanos, began.elapsed());
-        assembler.buffer.extend_from_slice(&sealed);
-        if assembler.buffer.len() >= WRITE_BYTES {
-            let data = std::mem::replace(&mut assembler.buffer, new_buffer());
-            assembler.send(Message::Data(data.into()))?;
+        buffer.extend_from_slice(&sealed);
+        if buffer.len() >= WRITE_BYTES {
+            let data = std::mem::replace(buffer, new_buffer(class)).into();
+            assembler.send(Message::Data { class, data })?;
         }
         Ok(())
     }
@@ -384,25 +414,25 @@ impl From<FormatError> for AppendError {
 }
 
 impl Assembler {
-    fn begin_pack(&mut self, repository: &Inner) -> Result<(), AppendError> {
-        let (encoder, header) = PackEncoder::new(&repository.keys, PackSalt::random()?)?;
-        self.send(Message::Begin { name: names::pack(&encoder.id()) })?;
-        self.buffer = new_buffer();
-        self.buffer.extend_from_slice(&header);
-        self.encoder = Some(encoder);
+    fn begin_pack(&mut self, repository: &Inner, class: PackClass) -> Result<(), AppendError> {
+        let (encoder, header) = PackEncoder::new(&repository.keys, class)?;
+        self.send(Message::Begin { class, name: names::pack(&encoder.id()) })?;
+        let mut buffer = new_buffer(class);
+        buffer.extend_from_slice(&header);
+        *self.open.of(class) = Some(OpenPack { encoder, buffer });
         Ok(())
     }
 
-    fn end_pack(&mut self) -> Result<(), AppendError> {
-        let Some(encoder) = self.encoder.take() else { return Ok(()) };
+    fn end_pack(&mut self, class: PackClass) -> Result<(), AppendError> {
+        let Some(OpenPack { encoder, buffer }) = self.open.of(class).take() else { return Ok(()) };
         let (name, salt) = (names::pack(&encoder.id()), encoder.salt());
         let (end, directory) = encoder.finish()?;
-        let mut data = std::mem::take(&mut self.buffer);
+        let mut data = buffer;
         data.extend_from_slice(&end);
         let entry =
             |entry: DirectoryEntry| IndexEntry { id: entry.id, kind: entry.kind, salt, placement: entry.placement };
         let entries = directory.into_iter().map(entry).collect();
-        self.send(Message::End { data: data.into(), name, entries })
+        self.send(Message::End { class, data: data.into(), name, entries })
     }
 
     /// Waits while the medium is behind. On worker threads only.
@@ -411,17 +441,20 @@ impl Assembler {
     }
 }
 
-/// Room for what is written at once and the frame that goes beyond it.
-fn new_buffer() -> Vec<u8> {
-    Vec::with_capacity(WRITE_BYTES + MAX_PLAIN_BYTES + 64 * 1024)
+/// Room for what is written at once and the frame that goes beyond it; structure is small and grows as it comes.
+fn new_buffer(class: PackClass) -> Vec<u8> {
+    match class {
+        PackClass::Content => Vec::with_capacity(WRITE_BYTES + MAX_PLAIN_BYTES + 64 * 1024),
+        PackClass::Structure => Vec::new(),
+    }
 }
 
-/// Writes packs one after the other, and index segments after them.
+/// Writes packs, at most one of each class at the same time, and index segments after them.
 struct PackTask {
     repository: Arc<Inner>,
     counters: Arc<WriteCounters>,
     claimed: Arc<Mutex<HashSet<ChunkId>>>,
-    upload: Option<Box<dyn Upload>>,
+    uploads: PerClass<Option<Box<dyn Upload>>>,
     /// Entries of packs that are durable and in no segment yet.
     unindexed: Vec<IndexEntry>,
     packs: usize,
@@ -446,14 +479,14 @@ impl PackTask {
     async fn handle(&mut self, message: Message, asked: &mut Option<oneshot::Sender<()>>) -> Result<(), StoreError> {
         let began = Instant::now();
         match message {
-            Message::Begin { name } => {
+            Message::Begin { class, name } => {
                 let upload = self.repository.backend.create(&name).await;
-                self.upload = Some(upload.map_err(|error| StoreError::io("create", &name, error))?);
+                *self.uploads.of(class) = Some(upload.map_err(|error| StoreError::io("create", &name, error))?);
             }
-            Message::Data(data) => self.write(data, names::PACKS).await?,
-            Message::End { data, name, entries } => {
-                self.write(data, &name).await?;
-                if let Some(upload) = self.upload.take() {
+            Message::Data { class, data } => self.write(class, data, names::PACKS).await?,
+            Message::End { class, data, name, entries } => {
+                self.write(class, data, &name).await?;
+                if let Some(upload) = self.uploads.of(class).take() {
                     upload.finish().await.map_err(|error| StoreError::io("complete", &name, error))?;
                 }
                 add(&self.counters.packs, 1);
@@ -472,9 +505,9 @@ impl PackTask {
         Ok(())
     }
 
-    async fn write(&mut self, data: Bytes, name: &str) -> Result<(), StoreError> {
+    async fn write(&mut self, class: PackClass, data: Bytes, name: &str) -> Result<(), StoreError> {
         let length = data.len() as u64;
-        if let Some(upload) = self.upload.as_mut() {
+        if let Some(upload) = self.uploads.of(class).as_mut() {
             upload.write(data).await.map_err(|error| StoreError::io("write", name, error))?;
             add(&self.counters.stored_bytes, length);
         }

@@ -230,7 +230,7 @@ async fn place_key(backend: &dyn Backend, key: &[u8]) -> Result<String, StoreErr
         return Ok(names::FIRST_KEY.to_owned());
     }
     for number in 1..SLOTS {
-        let name = names::key(number);
+        let name = names::key(&number.to_string());
         match backend.put_new(&name, Bytes::copy_from_slice(key)).await {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             written => return written.map(|()| name.clone()).map_err(|error| StoreError::io("write", &name, error)),

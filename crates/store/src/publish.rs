@@ -97,7 +97,10 @@ async fn heal(
         repository.bar_copies(&state).await?;
         repository.index.refresh(&*repository.backend, &repository.keys).await?;
         let overtaken = |error: StoreError| match error {
-            error if error.is_loss() => StoreError::Overtaken { sweep: state.number, source: Box::new(error) },
+            // What is only in packs that go has to be read to be stored again; the next run writes it anew.
+            error if error.is_loss() || error.is_write_only() => {
+                StoreError::Overtaken { sweep: state.number, source: Box::new(error) }
+            }
             error => error,
         };
         let stored = check_point(repository, manifest, Some(&writer.sink)).await.map_err(overtaken)?;

@@ -112,6 +112,49 @@ impl DiskReader {
         self.spans(range).map_ok(|span| (span.start, span.chunk)).try_collect().await
     }
 
+    /// Whether `bytes`, which begin at `offset`, are what the map says of the disk there. Content is not read but hashed,
+    /// so every key will do; `range_to_compare` tells which ranges can be asked for.
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub async fn is_hash_of(&self, offset: u64, bytes: &[u8]) -> Result<bool, StoreError> {
+        let range = ByteRange::with_length(offset, bytes.len() as u64).unwrap_or(ByteRange::up_to(0));
+        let keys = Arc::clone(&self.map.repository.keys);
+        let mut at = offset;
+        let mut spans = self.spans(range).boxed();
+        let part = |from: u64, to: u64| {
+            let place = |at: u64| usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len());
+            bytes.get(place(from)..place(to)).unwrap_or_default()
+        };
+        while let Some(span) = spans.try_next().await? {
+            let mut plain = part(span.start, span.start + span.length).to_vec();
+            // The last block of a disk is filled with zeros.
+            if span.start + span.length > self.size() {
+                plain.resize(usize::try_from(span.length).unwrap_or(plain.len()), 0);
+            }
+            let is_zero = part(at, span.start).iter().all(|byte| *byte == 0);
+            if !is_zero || keys.chunk_id(ChunkKind::Data, &plain) != span.chunk {
+                return Ok(false);
+            }
+            at = span.start + span.length;
+        }
+        Ok(part(at, range.end()).iter().all(|byte| *byte == 0))
+    }
+
+    /// `range`, and as much around it as the chunks reach that it touches; for [`Self::is_hash_of`].
+    ///
+    /// # Errors
+    /// As [`Self::read_at`].
+    pub async fn range_to_compare(&self, range: ByteRange) -> Result<ByteRange, StoreError> {
+        let (mut start, mut end) = (range.start(), range.end());
+        let mut spans = self.spans(range).boxed();
+        while let Some(span) = spans.try_next().await? {
+            start = start.min(span.start);
+            end = end.max(span.start + span.length);
+        }
+        Ok(ByteRange::new(start, end.min(self.size())).unwrap_or(range))
+    }
+
     /// The data of `range` in ascending order as pieces `(offset, bytes)` of at most one chunk each; zero blocks are
     /// left out. Read ahead in parallel within `options.window_bytes`. Ends after the first error.
     pub fn stream(

@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, Immutability, IndexEntry,
-    KdfParams, KeySlot, Keys, MasterKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+    BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, Immutability, IndexEntry, KdfParams, Keys, MasterKey,
+    PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
 };
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
@@ -15,13 +15,13 @@ use crate::cache::Cache;
 use crate::fetch::OpenedFrames;
 use crate::index::{Index, IndexCache, IndexCacheOptions};
 use crate::pool::WorkerPool;
+use crate::slots::{SharedSlot, first_slot, unlock};
 use crate::sweeps::Sweeps;
 use crate::{
     DiskReader, PlaceFacts, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, place, points,
 };
 
 pub(crate) const MAX_CONFIG_BYTES: usize = 128 * 1024;
-const MAX_KEY_BYTES: usize = 4 * 1024;
 /// Memory for map pages that were read last.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// Memory for frames of disks that were read last.
@@ -66,6 +66,7 @@ pub struct Repository {
 pub(crate) struct Inner {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) keys: Arc<Keys>,
+    pub(crate) slot: SharedSlot,
     pub(crate) config: Config,
     pub(crate) index: Index,
     pub(crate) pages: Cache<ChunkId, crate::map::Page>,
@@ -105,6 +106,37 @@ impl Repository {
         passphrase: &Secret,
         options: InitOptions,
     ) -> Result<Self, StoreError> {
+        Self::make(backend, passphrase, options, None).await
+    }
+
+    /// As [`Self::init_on`]; equal content has equal ids in both repositories then, and is cut alike, so that points can be
+    /// copied between them by what is missing. Whoever can read both sees what they have in common; keys of content are
+    /// not shared.
+    ///
+    /// # Errors
+    /// As [`Self::init_on`].
+    pub async fn init_sharing_ids(
+        backend: Arc<dyn Backend>,
+        passphrase: &Secret,
+        options: InitOptions,
+        with: &Self,
+    ) -> Result<Self, StoreError> {
+        let Config { cut_bits, max_chunk_blocks, .. } = with.inner.config;
+        let options = InitOptions { cut_bits, max_chunk_blocks, ..options };
+        Self::make(backend, passphrase, options, Some(&with.inner.keys)).await
+    }
+
+    /// Whether equal content has equal ids in both.
+    pub fn shares_ids_with(&self, other: &Self) -> bool {
+        self.inner.keys.shares_ids_with(&other.inner.keys)
+    }
+
+    async fn make(
+        backend: Arc<dyn Backend>,
+        passphrase: &Secret,
+        options: InitOptions,
+        sharing: Option<&Keys>,
+    ) -> Result<Self, StoreError> {
         if backend.service().is_some() || backend.oldest_counts() {
             place::must_be_free(&*backend).await?;
         }
@@ -124,10 +156,12 @@ impl Repository {
         }
         let repository = RepositoryId::random();
         let made = |error| StoreError::format(names::FIRST_KEY, error);
-        let master = MasterKey::random().map_err(made)?;
-        let (wrap_master, passphrase) = (master.clone(), passphrase.clone());
-        let slot = deriving(move || KeySlot::wrap(&wrap_master, repository, &passphrase, options.kdf)).await?;
+        let mut master = MasterKey::random().map_err(made)?;
+        if let Some(other) = sharing {
+            master = master.sharing_ids_with(other);
+        }
         let keys = Keys::derive(master, repository).map_err(made)?;
+        let slot = first_slot(&keys, passphrase, options.kdf).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
@@ -139,17 +173,18 @@ impl Repository {
         }
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
-        place::make(&*backend, slot.encode(), encoded).await?;
-        Self::assemble(backend, Arc::new(keys), config)
+        place::make(&*backend, slot.slot.encode(), encoded).await?;
+        Self::assemble(backend, Arc::new(keys), Arc::new(slot), config)
     }
 
-    /// Opens the repository in a folder.
+    /// Opens the repository in a folder, with a passphrase or the text of a recovery key.
     ///
     /// Deriving the key takes a few tenths of a second and 64 MiB, which are given back.
     ///
     /// # Errors
-    /// [`StoreError::NotARepository`], [`StoreError::WrongPassphrase`], [`StoreError::NewerFormat`],
-    /// [`StoreError::Damaged`] are told apart; [`StoreError::Backend`] if the folder can not be read.
+    /// [`StoreError::NotARepository`], [`StoreError::WrongPassphrase`], [`StoreError::RecoveryKey`],
+    /// [`StoreError::NoSlotOpens`], [`StoreError::NewerFormat`], [`StoreError::Damaged`] are told apart;
+    /// [`StoreError::Backend`] if the folder can not be read.
     pub async fn open(path: &Path, passphrase: &Secret) -> Result<Self, StoreError> {
         Self::open_on(Arc::new(LocalFolder::new(path)), passphrase).await
     }
@@ -169,15 +204,13 @@ impl Repository {
             Err(FormatError::Magic { .. }) => return Err(nothing()),
             decoded => decoded.map_err(|error| StoreError::format(names::CONFIG, error))?,
         };
-        let master = unlock(&*backend, stored.repository(), passphrase).await?;
-        let failed = |error| StoreError::format(names::CONFIG, error);
-        let keys = Keys::derive(master, stored.repository()).map_err(failed)?;
-        let mut config = stored.verify(&keys).map_err(failed)?;
+        let (keys, slot) = unlock(&*backend, stored.repository(), passphrase).await?;
+        let mut config = stored.verify(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         if backend.service().is_some_and(|service| service != config.service) {
             // It has moved here, by a copy of its objects.
             Self::arrive(&*backend, &keys, &mut config).await?;
         }
-        Self::assemble(backend, Arc::new(keys), config)
+        Self::assemble(backend, Arc::new(keys), Arc::new(slot), config)
     }
 
     /// Finds out what the service does that the repository is at now for the first time, and writes it down.
@@ -219,7 +252,7 @@ impl Repository {
     /// # Errors
     /// [`StoreError::Backend`] if no thread can be started.
     pub fn reopen_on(&self, backend: Arc<dyn Backend>) -> Result<Self, StoreError> {
-        Self::assemble(backend, Arc::clone(&self.inner.keys), self.inner.config.clone())
+        Self::assemble(backend, Arc::clone(&self.inner.keys), Arc::clone(&self.inner.slot), self.inner.config.clone())
     }
 
     /// The same repository as if nobody had ever forgotten or swept anything in it: every point that is there is listed
@@ -228,15 +261,20 @@ impl Repository {
     /// # Errors
     /// [`StoreError::Backend`] if no thread can be started.
     pub fn without_deletions(&self) -> Result<Self, StoreError> {
-        let keys = Arc::clone(&self.inner.keys);
-        let mut opened = Self::assemble(Arc::clone(&self.inner.backend), keys, self.inner.config.clone())?;
+        let (keys, slot) = (Arc::clone(&self.inner.keys), Arc::clone(&self.inner.slot));
+        let mut opened = Self::assemble(Arc::clone(&self.inner.backend), keys, slot, self.inner.config.clone())?;
         if let Some(inner) = Arc::get_mut(&mut opened.inner) {
             inner.ignore_deletions = true;
         }
         Ok(opened)
     }
 
-    fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
+    fn assemble(
+        backend: Arc<dyn Backend>,
+        keys: Arc<Keys>,
+        slot: SharedSlot,
+        config: Config,
+    ) -> Result<Self, StoreError> {
         let is_locking = match config.immutability {
             Immutability::ObjectLock { mode, seconds } => backend.lock(mode, std::time::Duration::from_secs(seconds)),
             Immutability::None | Immutability::Broker => true,
@@ -247,6 +285,7 @@ impl Repository {
             inner: Arc::new(Inner {
                 backend,
                 keys,
+                slot,
                 config,
                 index: Index::default(),
                 pages,
@@ -291,9 +330,9 @@ impl Repository {
     /// [`StoreError::ChunkMissing`], [`StoreError::Damaged`], [`StoreError::Backend`].
     pub async fn blob(&self, blob: &BlobRef) -> Result<Vec<u8>, StoreError> {
         let object = || format!("blob {}", blob.id);
-        let first = self.inner.chunk(&blob.id, ChunkKind::Blob).await?;
+        let first = self.inner.chunk(&blob.id, blob.kind()).await?;
         let mut bytes = Vec::new();
-        if blob.length <= BLOB_PIECE_BYTES as u64 {
+        if blob.kind() == ChunkKind::Blob {
             bytes.extend_from_slice(&first);
         } else {
             let pieces =
@@ -391,53 +430,6 @@ impl Inner {
             source: std::io::Error::other(gone),
         })
     }
-}
-
-/// Finds the slot that the passphrase opens.
-async fn unlock(backend: &dyn Backend, repository: RepositoryId, passphrase: &Secret) -> Result<MasterKey, StoreError> {
-    let names = backend.list(names::KEYS).await.map_err(|error| StoreError::io("list", names::KEYS, error))?;
-    let mut damaged = None;
-    let mut intact = false;
-    for name in names {
-        let slot = match get(backend, &name, MAX_KEY_BYTES).await {
-            Ok(bytes) => KeySlot::decode(&bytes),
-            Err(error) => {
-                damaged = Some(StoreError::io("read", &name, error));
-                continue;
-            }
-        };
-        match slot {
-            Ok(slot) if slot.repository() != repository => {
-                let error = FormatError::ForeignRepository { what: "key slot" };
-                damaged = Some(StoreError::format(&name, error));
-            }
-            Ok(slot) => {
-                intact = true;
-                let passphrase = passphrase.clone();
-                if let Some(master) = deriving(move || slot.unwrap(&passphrase)).await? {
-                    return Ok(master);
-                }
-            }
-            Err(error) => damaged = Some(StoreError::format(&name, error)),
-        }
-    }
-    match damaged {
-        // With an intact slot that does not open, the passphrase is what the operator should look at first.
-        _ if intact => Err(StoreError::WrongPassphrase),
-        Some(error) => Err(error),
-        None => {
-            let source = "there is no key slot, so nothing in this repository can be opened".into();
-            Err(StoreError::Damaged { object: names::KEYS.to_owned(), source })
-        }
-    }
-}
-
-async fn deriving<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, FormatError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| StoreError::io("open", names::KEYS, std::io::Error::other(error)))?
-        .map_err(|error| StoreError::format(names::KEYS, error))
 }
 
 /// Whether nothing of value is there: nothing at all, or what an interrupted `init` has left.

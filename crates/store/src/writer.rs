@@ -99,7 +99,7 @@ impl Writer {
         for piece in bytes.chunks(BLOB_PIECE_BYTES) {
             pieces.push(self.sink.offer_whole(ChunkKind::Blob, piece).await?.0);
         }
-        let (id, _) = self.sink.offer_whole(ChunkKind::Blob, &encode_piece_list(&pieces)).await?;
+        let (id, _) = self.sink.offer_whole(ChunkKind::List, &encode_piece_list(&pieces)).await?;
         Ok(BlobRef { id, length })
     }
 

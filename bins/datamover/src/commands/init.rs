@@ -31,7 +31,10 @@ pub async fn run(arguments: &RepositoryArguments, format: Format) -> Outcome {
             place.immutability,
         ));
     }
-    text.push_str("Keep the passphrase somewhere else too: without it nobody can read the backups.");
+    text.push_str(
+        "Keep the passphrase somewhere else too: without it, or a recovery key (`xenvault-restore key recovery`), nobody \
+         can read the backups.",
+    );
     let json = json!({
         "repository": id.to_string(),
         "path": path,

@@ -156,12 +156,16 @@ impl Exit {
             return Self::of_bucket(fault);
         }
         match error {
-            StoreError::WrongPassphrase => Self::Passphrase,
-            StoreError::UnknownPoint { .. } => Self::NotFound,
+            StoreError::WrongPassphrase | StoreError::RecoveryKey { .. } | StoreError::NoSlotOpens { .. } => {
+                Self::Passphrase
+            }
+            StoreError::KeySlotInUse { .. } | StoreError::WriteOnly { .. } => Self::Prerequisite,
+            StoreError::UnknownPoint { .. } | StoreError::UnknownKeySlot { .. } => Self::NotFound,
             StoreError::Damaged { .. } | StoreError::ChunkMissing { .. } | StoreError::PointGone { .. } => {
                 Self::Damaged
             }
             StoreError::TooManyPoints { .. } => Self::Prerequisite,
+            StoreError::KeySlotLocked { .. } => Self::Later,
             StoreError::IncompleteListing { .. } | StoreError::SweepTaken { .. } | StoreError::Overtaken { .. } => {
                 Self::Later
             }

@@ -6,7 +6,8 @@ use super::exit;
 const ENVIRONMENT: &str = "\
 Environment:
   XENVAULT_PASSWORD            password of the pool's account, where --password-file is not given
-  XENVAULT_PASSPHRASE          passphrase of the repository, where --passphrase-file is not given
+  XENVAULT_PASSPHRASE          passphrase or recovery key of the repository, where --passphrase-file is not given
+  XENVAULT_NEW_PASSPHRASE      the new one for `key add` and `key change`, where --new-passphrase-file is not given
   XENVAULT_STATE               state folder of this installation, where --state is not given
   XDG_STATE_HOME, HOME         where the state folder lies if nothing names it
   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN

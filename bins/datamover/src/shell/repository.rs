@@ -13,7 +13,7 @@ pub struct RepositoryArguments {
     /// Folder of the repository, or s3://BUCKET/FOLDER
     #[arg(long, value_name = "REPOSITORY")]
     pub repository: PathBuf,
-    /// File whose first line is the passphrase; `-` is standard input. Otherwise XENVAULT_PASSPHRASE is used
+    /// File whose first line is the passphrase or recovery key; `-` is standard input. Otherwise XENVAULT_PASSPHRASE is used
     #[arg(long, value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
     #[command(flatten)]

@@ -67,9 +67,15 @@ pub const PASSWORD: Source = Source { what: "password", option: "--password-file
 pub const PASSPHRASE: Source =
     Source { what: "passphrase", option: "--passphrase-file", variable: "XENVAULT_PASSPHRASE" };
 
+/// A passphrase that is to open the repository from now on; only the restore program asks for one.
+#[allow(dead_code, reason = "the datamover changes no keys")]
+pub const NEW_PASSPHRASE: Source =
+    Source { what: "new passphrase", option: "--new-passphrase-file", variable: "XENVAULT_NEW_PASSPHRASE" };
+
 impl Source {
     /// Reads the secret from `file` (`-`: one line of standard input), else from the environment. The line's end is
-    /// not part of it. Where both secrets come from standard input, the password is its first line.
+    /// not part of it. Where several secrets come from standard input, each is one line: password, passphrase, new
+    /// passphrase.
     ///
     /// # Errors
     /// [`SecretError`]; no variant holds the secret.

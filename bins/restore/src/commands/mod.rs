@@ -2,6 +2,7 @@
 
 mod disk;
 mod keep;
+mod key;
 mod point;
 mod points;
 mod proof;
@@ -28,6 +29,7 @@ pub async fn run(command: Command, format: Format) -> Exit {
         Command::Keep(arguments) => keep::run(&arguments, format).await,
         Command::Seal(arguments) => seal::run(&arguments, format).await,
         Command::Repair(arguments) => verify::repair(&arguments, format).await,
+        Command::Key { command } => key::run(command, format).await,
     };
     outcome.unwrap_or_else(|error| format.error(error.as_ref()))
 }

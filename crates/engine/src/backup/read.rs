@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use xenvault_block::{ByteRange, CBT_BLOCK_BYTES, ExtentSet, VHD_MAX_DISK_BYTES};
 use xenvault_cbt::FullReason;
 use xenvault_nbd::{Export, ExportOptions, ReadOptions};
-use xenvault_store::{DiskOptions, DiskResult, Level as StoredLevel, PointDisk, Repository, Writer};
+use xenvault_store::{DiskOptions, DiskResult, KeyAccess, Level as StoredLevel, PointDisk, Repository, Writer};
 use xenvault_vhd::{AllocationMap, HeadParser, HeadProgress};
 use xenvault_xenapi::transfer::{ExportBody, ExportFormat, export_raw_vdi};
 use xenvault_xenapi::{host, pbd};
@@ -136,6 +136,17 @@ impl Job<'_> {
     /// Checks the pool's list of changes against what was read, if the plan says so.
     async fn verify(&self, plan: &mut DiskPlan, stored: &Passed) -> Result<Option<Verification>, EngineError> {
         let Some(changes) = plan.changes.as_ref().filter(|_| plan.verify) else { return Ok(None) };
+        if self.repository.access() != KeyAccess::Full {
+            self.run.meter.warn(
+                "verification-skipped",
+                format!(
+                    "disk {}: it was read as a whole, and the list of changes was not checked: that takes a key that \
+                     reads the last point, and this one only writes",
+                    self.device()
+                ),
+            );
+            return Ok(None);
+        }
         self.run.meter.stage(&Stage::Verify { device: self.device().to_owned() });
         self.writer.flush().await.doing("complete its packs")?;
         let listed = changes.blocks.extents();
@@ -165,9 +176,20 @@ impl Job<'_> {
             level: Level::Incremental,
             reason: plan.reason.clone(),
             changed_bytes: changes.blocks.changed_bytes(),
-            extents: join_gaps(&changes.blocks.extents()),
+            extents: self.readable_extents(join_gaps(&changes.blocks.extents()), &changes.since).await?,
             base: Some(changes.since.clone()),
         })
+    }
+
+    /// What has to be read of the changes: with a key that only writes, the unchanged bytes too that cutting needs.
+    async fn readable_extents(&self, changed: ExtentSet, since: &PointDisk) -> Result<ExtentSet, EngineError> {
+        match self.repository.access() {
+            KeyAccess::Full => Ok(changed),
+            _ => {
+                let wanted = self.repository.ranges_to_cut(&since.map, self.size(), &changed).await;
+                wanted.doing("read the map of the last point")
+            }
+        }
     }
 
     /// A pass over everything that can hold data.
@@ -446,6 +468,15 @@ impl Line<'_, '_> {
         if sample.is_empty() {
             return Ok(None);
         }
+        if job.access == Access::Http && job.repository.access() != KeyAccess::Full {
+            let text = format!(
+                "disk {}: no sample was compared, since a key that only writes can not read the repository, and over \
+                 HTTP there are no random reads",
+                job.device()
+            );
+            job.run.meter.warn("sample-skipped", text);
+            return Ok(None);
+        }
         if job.access == Access::Http {
             return self.differing_over_http(passed, count, &mut dice).await;
         }
@@ -453,12 +484,21 @@ impl Line<'_, '_> {
         job.writer.flush().await.doing("complete its packs")?;
         let reader = job.repository.disk(&passed.result.map);
         let export = self.export().await?;
+        let hashed = job.repository.access() != KeyAccess::Full;
         for range in sample {
+            // Without a key that reads, whole chunks are compared, by their hashes.
+            let range = match hashed {
+                true => reader.range_to_compare(range).await.doing("read the map of a disk")?,
+                false => range,
+            };
             let again = export.read(range).await.map_err(|source| self.failed(source))?;
             self.sample_bytes += range.len();
             job.run.meter.sampled(range.len());
-            let stored = reader.read_at(range).await.doing("read back a sample")?;
-            if again != stored {
+            let same = match hashed {
+                true => reader.is_hash_of(range.start(), &again).await.doing("read the map of a disk")?,
+                false => again == reader.read_at(range).await.doing("read back a sample")?,
+            };
+            if !same {
                 return Ok(Some(range));
             }
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use xenvault_store_format::{
     ChunkId, ChunkKind, Chunker, Compressor, Config, CutRule, IndexEntry, Keys, MAX_FRAME_CHUNKS, MAX_PLAIN_BYTES,
-    MasterKey, PackEncoder, PackSalt, RepositoryId, encode_index,
+    MasterKey, PackClass, PackEncoder, RepositoryId, encode_index,
 };
 
 use crate::{Arguments, Outcome};
@@ -189,7 +189,7 @@ impl Packer {
         }
         let (pack, bytes) = match self.pack.as_mut() {
             Some(pack) => pack,
-            None => self.pack.insert(PackEncoder::new(&self.keys, PackSalt::random()?)?),
+            None => self.pack.insert(PackEncoder::new(&self.keys, PackClass::Content)?),
         };
         bytes.extend_from_slice(&pack.append(&self.ids, ChunkKind::Data, payload)?);
         self.ids.clear();

@@ -1,8 +1,8 @@
 //! The directory at the end of a pack: what the index is made from, and made again.
 
 use xenvault_store_format::{
-    DirectoryEntry, IndexEntry, Keys, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackHeader, PackId, PackKey, PackSalt,
-    PackTrailer,
+    DirectoryEntry, DirectoryKey, IndexEntry, Keys, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackHeader, PackId,
+    PackSalt, PackTrailer,
 };
 
 use crate::StoreError;
@@ -51,7 +51,7 @@ pub(crate) async fn read_directory(
     let at = length.saturating_sub(PACK_TRAILER_BYTES as u64);
     let trailer = PackTrailer::decode(&read(at, PACK_TRAILER_BYTES).await?, length).map_err(damaged)?;
     let directory = read(trailer.directory_offset.into(), trailer.directory_length as usize).await?;
-    let key = PackKey::derive(keys, &header.salt).map_err(damaged)?;
+    let key = DirectoryKey::derive(keys, &header.salt).map_err(damaged)?;
     let entries = key.open_directory(&trailer, directory).map_err(damaged)?;
     Ok(PackDirectory { salt: header.salt, length, trailer, entries })
 }

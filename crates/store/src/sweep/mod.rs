@@ -128,6 +128,10 @@ impl Repository {
     /// [`StoreError::IncompleteListing`], [`StoreError::PointGone`], [`StoreError::TooManyPoints`], and every object of
     /// a point that can not be read. [`StoreError::SweepTaken`] if another process sweeps.
     pub async fn sweep(&self, options: SweepOptions) -> Result<SweepReport, StoreError> {
+        if !options.dry_run {
+            // What is still needed of packs that go is stored again, and so has to be read.
+            self.full("sweep")?;
+        }
         let repository = &self.inner;
         repository.writable()?;
         let mut report = SweepReport { dry_run: options.dry_run, ..SweepReport::default() };

@@ -176,6 +176,9 @@ impl Repository {
     /// [`StoreError::Backend`] if something is out of reach: then nothing is known of it. Damage is no error, but the
     /// content of the report. With `write`, [`StoreError::Full`] if the marks can not be written.
     pub async fn verify(&self, options: VerifyOptions) -> Result<VerifyReport, StoreError> {
+        if options.mode != VerifyMode::Quick {
+            self.full("read what is in packs")?;
+        }
         Verify::new(Arc::clone(&self.inner), options).run().await
     }
 }

@@ -116,7 +116,7 @@ async fn check_pack(
     };
     if found.damage.is_some() && entries.is_empty() {
         found.unknown = true;
-    } else if read || found.damage.is_some() {
+    } else if (read || found.damage.is_some()) && are_readable(&repository.keys, &entries) {
         check_chunks(repository, id, name, entries, &mut found).await?;
     }
     Ok(found)
@@ -137,6 +137,11 @@ fn are_seamless(entries: &[IndexEntry], end: u64) -> bool {
         (u64::from(place.offset) == at).then(|| at + u64::from(place.length))
     });
     last == Some(end)
+}
+
+/// Whether these keys open the frames of a pack. That they do not is nothing against it.
+fn are_readable(keys: &Keys, entries: &[IndexEntry]) -> bool {
+    entries.first().is_none_or(|entry| keys.open_frames_of(&entry.salt))
 }
 
 /// Entries that follow each other and lie in one frame, frame by frame.

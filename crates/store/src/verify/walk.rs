@@ -6,8 +6,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use xenvault_block::ByteRange;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BLOCK_BYTES, BlobRef, ChunkId, ChunkKind, LEAF_BYTES, LeafPage, NodePage, PackId, PointManifest,
-    Receipt, decode_piece_list, leaves_under, level_of,
+    BLOCK_BYTES, BlobRef, ChunkId, ChunkKind, LEAF_BYTES, LeafPage, NodePage, PackId, PointManifest, Receipt,
+    decode_piece_list, leaves_under, level_of,
 };
 
 use super::{DamageKind, HurtDisk, HurtPoint, Listed, Ranges, Verify, VerifyMode, reason};
@@ -207,10 +207,10 @@ impl Walk<'_> {
 
     /// Whether a blob can be read.
     async fn blob(&mut self, blob: &BlobRef) -> Result<bool, StoreError> {
-        if blob.length <= BLOB_PIECE_BYTES as u64 {
+        if blob.kind() == ChunkKind::Blob {
             return Ok(self.is_there(&blob.id, ChunkKind::Blob));
         }
-        let Some(bytes) = self.read(&blob.id, ChunkKind::Blob).await? else { return Ok(false) };
+        let Some(bytes) = self.read(&blob.id, ChunkKind::List).await? else { return Ok(false) };
         let Ok(pieces) = decode_piece_list(&bytes, blob.length) else { return Ok(false) };
         // All of them, since each may be in a pack that no segment names.
         Ok(pieces.iter().filter(|piece| !self.is_there(piece, ChunkKind::Blob)).count() == 0)
