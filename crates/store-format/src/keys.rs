@@ -41,7 +41,7 @@ impl fmt::Debug for MasterKey {
 }
 
 /// What a chunk holds. Ids of different kinds are hashed under different keys, and the kind is authenticated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ChunkKind {
     /// Bytes of a disk.

@@ -33,7 +33,7 @@ pub const MAX_PACK_FRAMES: usize = 65_535;
 pub const FRAME_OVERHEAD_BYTES: usize = FRAME_HEADER_BYTES + TAG_BYTES;
 
 /// Where a chunk lies within its pack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Placement {
     /// Offset of the frame in bytes.
     pub offset: u32,
@@ -41,6 +41,8 @@ pub struct Placement {
     pub length: u32,
     /// Number of the frame, which is its nonce.
     pub frame: u16,
+    /// Number of the chunk among those of the frame.
+    pub part: u8,
 }
 
 /// One line of a pack's directory.
@@ -118,6 +120,7 @@ impl PackEncoder {
             offset: u32::try_from(self.offset).map_err(|_| FormatError::PackFull)?,
             length: u32::try_from(frame.len()).map_err(|_| FormatError::PackFull)?,
             frame: number,
+            part: 0,
         };
         self.offset += frame.len();
         self.entries.push(DirectoryEntry { id, kind, placement, plain_length });
@@ -303,7 +306,12 @@ pub(crate) fn decode_directory(body: &[u8]) -> Result<Vec<DirectoryEntry>, Forma
             ChunkKind::from_code(code).ok_or(FormatError::Field { what: WHAT, field: "kind", found: code.into() })?;
         let (offset, length, plain_length) = (fields.u32()?, fields.u32()?, fields.u32()?);
         let frame = u16::try_from(number).map_err(|_| FormatError::PackFull)?;
-        entries.push(DirectoryEntry { id, kind, placement: Placement { offset, length, frame }, plain_length });
+        entries.push(DirectoryEntry {
+            id,
+            kind,
+            placement: Placement { offset, length, frame, part: 0 },
+            plain_length,
+        });
     }
     fields.end()?;
     Ok(entries)
@@ -396,7 +404,7 @@ mod tests {
         let key = PackKey::derive(&keys(), &header.salt)?;
         let directory = key.open_directory(&trailer, bytes[trailer.directory_offset as usize..split].to_vec())?;
         let open = |entry: DirectoryEntry| {
-            let Placement { offset, length, frame } = entry.placement;
+            let Placement { offset, length, frame, .. } = entry.placement;
             let sealed = bytes[offset as usize..(offset + length) as usize].to_vec();
             Ok((entry, key.open(&keys(), &entry.id, entry.kind, frame, sealed)?))
         };

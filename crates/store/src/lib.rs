@@ -28,6 +28,7 @@ mod map;
 mod mark;
 mod monitor;
 mod names;
+mod pack_keys;
 mod packs;
 mod points;
 mod pool;

@@ -139,15 +139,8 @@ impl Marks {
     /// Marks every copy of a chunk; of one that has a sound copy, the damaged ones are not needed.
     fn set(&mut self, id: &ChunkId, kind: ChunkKind) -> Marked {
         let loaded = Arc::clone(&self.loaded);
-        let copies: Vec<(usize, usize, IndexEntry)> = loaded
-            .segments
-            .iter()
-            .enumerate()
-            .filter_map(|(at, segment)| {
-                let number = segment.position(id)?;
-                segment.entry(number).filter(|entry| entry.kind == kind).map(|entry| (at, number, entry))
-            })
-            .collect();
+        let copies: Vec<(usize, usize, IndexEntry)> =
+            loaded.positions(id).filter(|(_, _, entry)| entry.kind == kind).collect();
         let any_sound = copies.iter().any(|(_, _, entry)| loaded.is_sound(entry));
         let mut marked = Marked::Unknown;
         for (at, number, entry) in copies {
@@ -176,7 +169,7 @@ impl Marks {
         let mut tallies: HashMap<PackId, Tally> = HashMap::new();
         for (at, segment) in self.loaded.segments.iter().enumerate() {
             for (number, entry) in segment.entries() {
-                let tally = tallies.entry(entry.salt.pack_id()).or_default();
+                let tally = tallies.entry(entry.pack).or_default();
                 tally.total_bytes += u64::from(entry.placement.length);
                 if self.is_set(at, number) {
                     tally.live_bytes += u64::from(entry.placement.length);
@@ -192,14 +185,10 @@ impl Marks {
         wanted: impl Fn(&PackId) -> bool + 'a,
     ) -> impl Iterator<Item = Vec<IndexEntry>> + 'a {
         self.loaded.segments.iter().enumerate().filter_map(move |(at, segment)| {
-            if !segment.packs().any(|pack| wanted(&pack)) {
-                return None;
-            }
-            let marked =
-                segment.entries().filter(|(number, entry)| self.is_set(at, *number) && wanted(&entry.salt.pack_id()));
+            let marked = segment.entries().filter(|(number, entry)| self.is_set(at, *number) && wanted(&entry.pack));
             let mut entries: Vec<IndexEntry> = marked.map(|(_, entry)| entry).collect();
             // In the order of the medium.
-            entries.sort_by_key(|entry| (entry.salt.pack_id(), entry.placement.offset));
+            entries.sort_by_key(|entry| (entry.pack, entry.placement.offset));
             (!entries.is_empty()).then_some(entries)
         })
     }

@@ -7,12 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use xenvault_store_format::{
     BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, KeySlot,
-    Keys, MasterKey, PackKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+    Keys, MasterKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
 };
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
 use crate::index::Index;
+use crate::pack_keys::PackKeys;
 use crate::pool::WorkerPool;
 use crate::sweeps::Sweeps;
 use crate::{DiskReader, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, points};
@@ -55,6 +56,7 @@ pub(crate) struct Inner {
     pub(crate) pages: Cache<crate::map::Page>,
     pub(crate) data: Cache<Bytes>,
     pub(crate) sweeps: Sweeps,
+    pub(crate) pack_keys: PackKeys,
     pool: WorkerPool,
 }
 
@@ -152,6 +154,7 @@ impl Repository {
                 pages,
                 data,
                 sweeps: Sweeps::default(),
+                pack_keys: PackKeys::default(),
                 pool,
             }),
         })
@@ -275,15 +278,13 @@ impl Inner {
 
     /// One copy of a chunk.
     pub(crate) async fn copy(self: &Arc<Self>, entry: IndexEntry) -> Result<Bytes, StoreError> {
-        let object = names::pack(&entry.salt.pack_id());
+        let object = names::pack(&entry.pack);
+        let key = self.pack_key(&entry.pack).await?;
         let length = entry.placement.length as usize;
         let frame = self.backend.read(&object, entry.placement.offset.into(), length).await;
         let frame = frame.map_err(|error| StoreError::io("read", &object, error))?;
         let keys = Arc::clone(&self.keys);
-        let open = move || {
-            let key = PackKey::derive(&keys, &entry.salt)?;
-            key.open(&keys, &entry.id, entry.kind, entry.placement.frame, frame)
-        };
+        let open = move || key.open(&keys, &entry.id, entry.kind, entry.placement.frame, frame);
         let opened = self.run(open).await?;
         opened.map(Bytes::from).map_err(|error| StoreError::format(&object, error))
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
-use xenvault_store_format::{IndexEntry, MAX_PACK_BYTES, PACK_HEADER_BYTES, PackId, PackKey};
+use xenvault_store_format::{IndexEntry, MAX_PACK_BYTES, PACK_HEADER_BYTES, PackId};
 
 use super::{DamageKind, Verify, VerifyMode, reason};
 use crate::index::{Loaded, read_directory};
@@ -126,7 +126,7 @@ async fn check_pack(
 /// be newer than the index, or the chunk be known from another pack.
 fn is_elsewhere(repository: &Inner, entry: &IndexEntry) -> bool {
     let copies = repository.index.copies(&entry.id, entry.kind);
-    let mut of_this = copies.iter().filter(|copy| copy.salt == entry.salt).peekable();
+    let mut of_this = copies.iter().filter(|copy| copy.pack == entry.pack).peekable();
     of_this.peek().is_some() && of_this.all(|copy| copy != entry)
 }
 
@@ -139,9 +139,7 @@ fn are_seamless(entries: &[IndexEntry], end: u64) -> bool {
 }
 
 fn entries_of(loaded: &Loaded, id: &PackId) -> Vec<IndexEntry> {
-    let naming = loaded.segments.iter().filter(|segment| segment.packs().any(|pack| pack == *id));
-    let entries = naming.flat_map(|segment| segment.entries().map(|(_, entry)| entry));
-    let mut entries: Vec<IndexEntry> = entries.filter(|entry| entry.salt.pack_id() == *id).collect();
+    let mut entries = loaded.entries_in(id);
     entries.sort_by_key(|entry| entry.placement.offset);
     entries.dedup();
     entries
@@ -171,6 +169,11 @@ async fn check_chunks(
     found.read = true;
     let repository = Arc::clone(repository);
     let keys = Arc::clone(&repository.keys);
+    let key = match repository.pack_key(id).await {
+        Ok(key) => Ok(key),
+        Err(error) if error.is_loss() => Err(reason(&error)),
+        Err(error) => return Err(error),
+    };
     let work = move || {
         let mut bad: Vec<(IndexEntry, String)> = Vec::new();
         for entry in entries {
@@ -178,9 +181,10 @@ async fn check_chunks(
             let frame = bytes.get(from..).and_then(|rest| rest.get(..count));
             let opened = match frame {
                 None => Err(format!("it ends before byte {}", from + count)),
-                Some(frame) => PackKey::derive(&keys, &entry.salt)
-                    .and_then(|key| key.open(&keys, &entry.id, entry.kind, entry.placement.frame, frame.to_vec()))
-                    .map_err(|error| error.to_string()),
+                Some(frame) => key.clone().and_then(|key| {
+                    let opened = key.open(&keys, &entry.id, entry.kind, entry.placement.frame, frame.to_vec());
+                    opened.map_err(|error| error.to_string())
+                }),
             };
             if let Err(reason) = opened {
                 bad.push((entry, reason));
