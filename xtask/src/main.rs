@@ -1,9 +1,10 @@
-//! The developer's commands: `cargo xtask check|test|demo|codegen|measure`.
+//! The developer's commands: `cargo xtask check|test|demo|codegen|measure|bench`.
 //!
 //! `check` and `test` are what CI runs; everything that they need beyond Rust they install or name themselves.
 //! Nothing here is shipped, so the commands print, and may depend on anything.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
+mod bench;
 mod check;
 mod codegen;
 mod demo;
@@ -39,6 +40,14 @@ enum Command {
         /// Which one
         figure: measure::Figure,
     },
+    /// Compares the repository with others, and candidates for its format with each other
+    Bench {
+        /// What is compared
+        what: bench::Subject,
+        /// How often each is measured; medians count
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     /// Fills the corpora of the fuzz targets that read a pool's answers from the recordings of real servers
     FuzzSeeds,
     /// Makes the XenAPI records and wrappers from the committed list of facts
@@ -55,6 +64,7 @@ fn main() -> ExitCode {
         Command::Test { long } => test::run(long),
         Command::Demo => demo::run(),
         Command::Measure { figure } => measure::run(figure),
+        Command::Bench { what, rounds } => bench::run(what, rounds),
         Command::FuzzSeeds => fuzz_seeds::run(),
         Command::Codegen { check } => codegen::run(check),
     };

@@ -48,7 +48,8 @@ pub fn output(command: &mut Command) -> Outcome<Vec<u8>> {
     Err(format!("{} ended with {}: {}", line(command), output.status, messages.trim()).into())
 }
 
-fn line(command: &Command) -> String {
+/// A command as one line, for messages.
+pub fn line(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let mut text = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
     for argument in command.get_args() {

@@ -21,7 +21,7 @@ pub struct Config {
     pub repository: RepositoryId,
     /// When it was made, in milliseconds since 1970-01-01 UTC.
     pub created_unix_ms: u64,
-    /// A block ends a chunk where this many low bits of its hash are zero: 4 gives 64 KiB on average.
+    /// A block ends a chunk where this many low bits of its hash are zero: 3 gives 32 KiB on average.
     pub cut_bits: u8,
     /// Largest chunk in blocks of 4 KiB.
     pub max_chunk_blocks: u16,
@@ -37,8 +37,8 @@ impl Config {
         Self {
             repository,
             created_unix_ms,
-            cut_bits: 4,
-            max_chunk_blocks: 64,
+            cut_bits: 3,
+            max_chunk_blocks: 32,
             pack_target_bytes: 32 * 1024 * 1024,
             immutability: "none".to_owned(),
         }

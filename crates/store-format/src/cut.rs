@@ -3,6 +3,9 @@
 //! Content-defined on blocks of 4 KiB: a chunk ends after a block whose own keyed hash has its low bits zero, before
 //! and after all-zero blocks (which are never stored), at the cap, and at every 16 MiB of the disk. The rule looks at
 //! one block and at the length so far, so two writers that have cut at the same place cut alike from there on.
+//!
+//! Every block that is read is hashed for this, so the hash is one of a few multiplications. It need not withstand
+//! anybody: whoever foresees cuts can make chunks long or short, within limits that hold for everybody.
 
 use crate::{BLOCK_BYTES, Config, Keys, LEAF_BLOCKS};
 
@@ -11,8 +14,8 @@ static ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 /// The rule of one repository.
 #[derive(Clone)]
 pub struct CutRule {
-    key: zeroize::Zeroizing<[u8; 32]>,
-    mask: u16,
+    key: zeroize::Zeroizing<[u64; 4]>,
+    mask: u64,
     max_blocks: usize,
 }
 
@@ -25,16 +28,41 @@ impl std::fmt::Debug for CutRule {
 impl CutRule {
     /// The rule that `config` sets.
     pub fn new(keys: &Keys, config: &Config) -> Self {
-        let mask = (1_u16 << config.cut_bits.min(15)) - 1;
-        Self { key: zeroize::Zeroizing::new(*keys.cut_key()), mask, max_blocks: config.max_chunk_blocks.into() }
+        let mask = (1_u64 << config.cut_bits.min(15)) - 1;
+        let (words, _) = keys.cut_key().as_chunks::<8>();
+        let mut key = zeroize::Zeroizing::new([0; 4]);
+        key.iter_mut().zip(words).for_each(|(to, from)| *to = u64::from_le_bytes(*from));
+        Self { key, mask, max_blocks: config.max_chunk_blocks.into() }
     }
 
     /// Whether a chunk ends after this block, whatever stands around it.
     fn cuts_after(&self, block: &[u8]) -> bool {
-        let hash = blake3::keyed_hash(&self.key, block);
-        let [low, high, ..] = *hash.as_bytes();
-        u16::from_le_bytes([low, high]) & self.mask == 0
+        block_hash(&self.key, block) & self.mask == 0
     }
+}
+
+/// The product of two numbers, its upper half folded onto the lower one.
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    // Both halves on purpose.
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half is the other operand")]
+    let folded = product as u64 ^ (product >> 64) as u64;
+    folded
+}
+
+/// The hash of a block that decides about cuts: four lanes, each over two of eight words in turn.
+fn block_hash(key: &[u64; 4], block: &[u8]) -> u64 {
+    let (words, _) = block.as_chunks::<8>();
+    let (stripes, _) = words.as_chunks::<8>();
+    let [mut a, mut b, mut c, mut d] = *key;
+    for stripe in stripes {
+        let [w0, w1, w2, w3, w4, w5, w6, w7] = stripe.map(u64::from_le_bytes);
+        a = fold(w0 ^ key[0], w1 ^ a);
+        b = fold(w2 ^ key[1], w3 ^ b);
+        c = fold(w4 ^ key[2], w5 ^ c);
+        d = fold(w6 ^ key[3], w7 ^ d);
+    }
+    fold(a ^ key[1], b ^ key[0]) ^ fold(c ^ key[3], d ^ key[2])
 }
 
 /// A chunk that was cut: whole blocks, none of them all zero.
@@ -89,27 +117,38 @@ impl Chunker {
     /// Takes blocks; hands the first block and the bytes of every chunk that they complete to `done`. A rest that is
     /// no whole block is ignored.
     pub fn push(&mut self, blocks: &[u8], done: &mut impl FnMut(u64, &[u8])) {
-        // One buffer for all chunks: what is known already costs no allocation.
-        self.open.reserve_exact((self.rule.max_blocks * BLOCK_BYTES).saturating_sub(self.open.len()));
-        for block in blocks.chunks_exact(BLOCK_BYTES) {
-            if block == ZERO_BLOCK {
-                self.zero_blocks += 1;
-                self.end_open(done);
-                self.next += 1;
-                continue;
-            }
-            self.open.extend_from_slice(block);
+        // What lies within `blocks` is not copied; only a chunk that goes on in the next call is kept.
+        let (mut rest, mut at) = (blocks, 0);
+        while let Some(block) = rest.get(at..at + BLOCK_BYTES) {
             self.next += 1;
-            let full = self.open.len() >= self.rule.max_blocks * BLOCK_BYTES;
-            if full || self.next.is_multiple_of(LEAF_BLOCKS) || self.rule.cuts_after(block) {
-                self.end_open(done);
+            let zero = block == ZERO_BLOCK;
+            if !zero {
+                at += BLOCK_BYTES;
+                let full = self.open.len() + at >= self.rule.max_blocks * BLOCK_BYTES;
+                if !(full || self.next.is_multiple_of(LEAF_BLOCKS) || self.rule.cuts_after(block)) {
+                    continue;
+                }
             }
+            let (chunk, after) = rest.split_at(at);
+            let end = if zero { self.next - 1 } else { self.next };
+            self.end_open(chunk, end, done);
+            self.zero_blocks += u64::from(zero);
+            rest = if zero { after.get(BLOCK_BYTES..).unwrap_or_default() } else { after };
+            at = 0;
         }
+        self.open.extend_from_slice(rest.get(..at).unwrap_or_default());
     }
 
-    fn end_open(&mut self, done: &mut impl FnMut(u64, &[u8])) {
-        if !self.open.is_empty() {
-            done(self.next - (self.open.len() / BLOCK_BYTES) as u64, &self.open);
+    /// Ends the chunk whose last bytes are `last`, before block `end`.
+    fn end_open(&mut self, last: &[u8], end: u64, done: &mut impl FnMut(u64, &[u8])) {
+        let first = |length: usize| end - (length / BLOCK_BYTES) as u64;
+        if self.open.is_empty() {
+            if !last.is_empty() {
+                done(first(last.len()), last);
+            }
+        } else {
+            self.open.extend_from_slice(last);
+            done(first(self.open.len()), &self.open);
             self.open.clear();
         }
     }
@@ -156,12 +195,12 @@ mod tests {
     }
 
     #[test]
-    fn chunks_average_near_64_kib_and_never_pass_the_cap() {
+    fn chunks_average_near_32_kib_and_never_pass_the_cap() {
         let data = noise(1, 12 << 20);
         let chunks = cut_all(0, &data);
-        assert!(chunks.iter().all(|chunk| chunk.bytes.len() <= 256 * 1024));
+        assert!(chunks.iter().all(|chunk| chunk.bytes.len() <= 128 * 1024));
         let average = data.len() / chunks.len();
-        assert!((48 * 1024..80 * 1024).contains(&average), "{average}");
+        assert!((27 * 1024..36 * 1024).contains(&average), "{average}");
         assert_eq!(chunks.iter().flat_map(|chunk| chunk.bytes.iter().copied()).collect::<Vec<_>>(), data);
     }
 

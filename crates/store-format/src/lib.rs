@@ -43,10 +43,10 @@ pub use map::{
     level_of,
 };
 pub use pack::{
-    DirectoryEntry, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_FRAMES, PACK_HEADER_BYTES, PACK_TRAILER_BYTES,
+    DirectoryEntry, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_CHUNKS, PACK_HEADER_BYTES, PACK_TRAILER_BYTES,
     PackEncoder, PackHeader, PackKey, PackTrailer, Placement,
 };
-pub use payload::{Compressor, MAX_PLAIN_BYTES, Payload};
+pub use payload::{Compressor, MAX_FRAME_CHUNKS, MAX_PLAIN_BYTES, Payload, PlainFrame};
 pub use point::{Level, MAX_POINT_BYTES, PointDisk, PointManifest, decode_point, encode_point};
 pub use record::{
     DamageMark, DamagedCopy, ForgottenPoint, MAX_CONDEMNED_PACKS, MAX_DAMAGED_COPIES, MAX_FORGOTTEN_POINTS,

@@ -1,16 +1,16 @@
-//! Packs: sealed chunks one after the other, and a sealed directory at the end.
+//! Packs: sealed frames of chunks one after the other, and a sealed directory at the end.
 //!
 //! ```text
 //! header | frame 0 | frame 1 | ... | directory frame | trailer
 //! frame: length u32, CRC-32 u32, sealed bytes
 //! ```
 //! The CRC-32 finds damage without the key. Every pack has its own key, from its own random salt; the nonce of a frame
-//! is its number, and the directory has the number after the last frame.
+//! is its number, and the directory's is the number of chunks, which no frame has.
 
 use ring::aead::{Aad, LessSafeKey};
 
 use crate::keys::frame_nonce;
-use crate::payload::{FRAME_HEADER_BYTES, unpack};
+use crate::payload::{FRAME_HEADER_BYTES, PlainFrame, decode};
 use crate::wire::{Fields, PREAMBLE_BYTES, put_crc, put_preamble};
 use crate::{ChunkId, ChunkKind, FORMAT_VERSION, FormatError, Keys, PackId, PackSalt, Payload, RepositoryId};
 
@@ -28,7 +28,7 @@ pub const PACK_TRAILER_BYTES: usize = 24;
 /// Largest pack.
 pub const MAX_PACK_BYTES: usize = 32 * 1024 * 1024;
 /// Most chunks in a pack.
-pub const MAX_PACK_FRAMES: usize = 65_535;
+pub const MAX_PACK_CHUNKS: usize = 65_535;
 /// What a frame adds to a payload, in bytes.
 pub const FRAME_OVERHEAD_BYTES: usize = FRAME_HEADER_BYTES + TAG_BYTES;
 
@@ -65,6 +65,7 @@ pub struct PackEncoder {
     salt: PackSalt,
     key: LessSafeKey,
     offset: usize,
+    frames: u16,
     entries: Vec<DirectoryEntry>,
 }
 
@@ -76,7 +77,7 @@ impl PackEncoder {
     pub fn new(keys: &Keys, salt: PackSalt) -> Result<(Self, Vec<u8>), FormatError> {
         let key = keys.sealing_key(&salt.0, PURPOSE)?;
         let header = PackHeader { repository: keys.repository(), salt }.encode();
-        Ok((Self { id: salt.pack_id(), salt, key, offset: header.len(), entries: Vec::new() }, header))
+        Ok((Self { id: salt.pack_id(), salt, key, offset: header.len(), frames: 0, entries: Vec::new() }, header))
     }
 
     /// Name of the pack.
@@ -99,31 +100,35 @@ impl PackEncoder {
         self.offset + FRAME_OVERHEAD_BYTES + 4 + self.entries.len() * ENTRY_BYTES + PACK_TRAILER_BYTES
     }
 
-    /// Whether a chunk of this length still fits.
+    /// Whether these chunks still fit.
     pub fn has_room_for(&self, payload: &Payload) -> bool {
-        self.entries.len() < MAX_PACK_FRAMES
-            && self.final_length() + payload.body_length() + FRAME_OVERHEAD_BYTES + ENTRY_BYTES <= MAX_PACK_BYTES
+        let entries = payload.chunks() * ENTRY_BYTES;
+        self.entries.len() + payload.chunks() <= MAX_PACK_CHUNKS
+            && self.final_length() + payload.body_length() + FRAME_OVERHEAD_BYTES + entries <= MAX_PACK_BYTES
     }
 
-    /// Seals a chunk; returns its frame, the next bytes of the object.
+    /// Seals chunks of one kind as one frame, in the order in which they were prepared; returns the frame, the next
+    /// bytes of the object.
     ///
     /// # Errors
-    /// [`FormatError::PackFull`] if it does not fit (the pack is unchanged); [`FormatError::Cryptography`].
-    pub fn append(&mut self, id: ChunkId, kind: ChunkKind, payload: Payload) -> Result<Vec<u8>, FormatError> {
+    /// [`FormatError::PackFull`] if they do not fit (the pack is unchanged); [`FormatError::Field`] if there are not as
+    /// many ids as chunks; [`FormatError::Cryptography`].
+    pub fn append(&mut self, ids: &[ChunkId], kind: ChunkKind, payload: Payload) -> Result<Vec<u8>, FormatError> {
+        if ids.len() != payload.chunks() {
+            return Err(FormatError::Field { what: "pack", field: "number of ids", found: ids.len() as u64 });
+        }
         if !self.has_room_for(&payload) {
             return Err(FormatError::PackFull);
         }
-        let number = u16::try_from(self.entries.len()).map_err(|_| FormatError::PackFull)?;
-        let plain_length = payload.plain_length();
-        let frame = seal_frame(&self.key, number.into(), &chunk_aad(&id, kind), payload.frame)?;
-        let placement = Placement {
-            offset: u32::try_from(self.offset).map_err(|_| FormatError::PackFull)?,
-            length: u32::try_from(frame.len()).map_err(|_| FormatError::PackFull)?,
-            frame: number,
-            part: 0,
-        };
+        let frame = seal_frame(&self.key, self.frames.into(), &aad(&[], kind.code()), payload.frame)?;
+        let offset = u32::try_from(self.offset).map_err(|_| FormatError::PackFull)?;
+        let length = u32::try_from(frame.len()).map_err(|_| FormatError::PackFull)?;
+        for (part, (id, plain_length)) in (0..=u8::MAX).zip(ids.iter().zip(payload.lengths)) {
+            let placement = Placement { offset, length, frame: self.frames, part };
+            self.entries.push(DirectoryEntry { id: *id, kind, placement, plain_length });
+        }
+        self.frames += 1;
         self.offset += frame.len();
-        self.entries.push(DirectoryEntry { id, kind, placement, plain_length });
         Ok(frame)
     }
 
@@ -228,8 +233,8 @@ impl PackTrailer {
         }
         let mut fields = Fields::new(WHAT, body);
         let trailer = Self { directory_offset: fields.u32()?, directory_length: fields.u32()?, frames: fields.u32()? };
-        if trailer.frames as usize > MAX_PACK_FRAMES {
-            let (found, limit) = (trailer.frames.into(), MAX_PACK_FRAMES as u64);
+        if trailer.frames as usize > MAX_PACK_CHUNKS {
+            let (found, limit) = (trailer.frames.into(), MAX_PACK_CHUNKS as u64);
             return Err(FormatError::Limit { what: WHAT, field: "frames", found, limit });
         }
         let expected = FRAME_OVERHEAD_BYTES as u64 + 4 + u64::from(trailer.frames) * ENTRY_BYTES as u64;
@@ -264,21 +269,13 @@ impl PackKey {
         Ok(Self { id: salt.pack_id(), key: keys.sealing_key(&salt.0, PURPOSE)? })
     }
 
-    /// Opens a frame: checksum, seal, compression, and the hash that names the chunk.
+    /// Opens a frame: checksum, seal, compression. The chunks in it are yet to be hashed.
     ///
     /// # Errors
-    /// Everything that is wrong with the bytes; [`FormatError::WrongContent`] if it is another chunk.
-    pub fn open(
-        &self,
-        keys: &Keys,
-        id: &ChunkId,
-        kind: ChunkKind,
-        number: u16,
-        frame: Vec<u8>,
-    ) -> Result<Vec<u8>, FormatError> {
+    /// Everything that is wrong with the bytes.
+    pub fn open(&self, kind: ChunkKind, number: u16, frame: Vec<u8>) -> Result<PlainFrame, FormatError> {
         let mut frame = frame;
-        let body = open_frame("chunk", &self.key, number.into(), &chunk_aad(id, kind), &mut frame)?;
-        unpack(keys, kind, id, body)
+        decode(open_frame("frame", &self.key, number.into(), &aad(&[], kind.code()), &mut frame)?)
     }
 
     /// Opens the directory's frame.
@@ -297,28 +294,26 @@ impl PackKey {
 pub(crate) fn decode_directory(body: &[u8]) -> Result<Vec<DirectoryEntry>, FormatError> {
     const WHAT: &str = "pack directory";
     let mut fields = Fields::new(WHAT, body);
-    let count = fields.limited("chunks", MAX_PACK_FRAMES)?;
-    let mut entries = Vec::new();
-    for number in 0..count {
+    let count = fields.limited("chunks", MAX_PACK_CHUNKS)?;
+    let mut entries: Vec<DirectoryEntry> = Vec::new();
+    for _ in 0..count {
         let id = ChunkId::from_bytes(fields.array()?);
         let code = fields.u8()?;
         let kind =
             ChunkKind::from_code(code).ok_or(FormatError::Field { what: WHAT, field: "kind", found: code.into() })?;
         let (offset, length, plain_length) = (fields.u32()?, fields.u32()?, fields.u32()?);
-        let frame = u16::try_from(number).map_err(|_| FormatError::PackFull)?;
-        entries.push(DirectoryEntry {
-            id,
-            kind,
-            placement: Placement { offset, length, frame, part: 0 },
-            plain_length,
-        });
+        // Chunks of one frame stand together, and every frame has an offset of its own.
+        let (frame, part) = match entries.last().map(|last| (last.kind, last.placement)) {
+            None => (0, Some(0)),
+            Some((_, last)) if last.offset != offset => (last.frame + 1, Some(0)),
+            Some((before, last)) if before == kind && last.length == length => (last.frame, last.part.checked_add(1)),
+            Some(_) => (0, None),
+        };
+        let part = part.ok_or(FormatError::Field { what: WHAT, field: "chunk of a frame", found: offset.into() })?;
+        entries.push(DirectoryEntry { id, kind, placement: Placement { offset, length, frame, part }, plain_length });
     }
     fields.end()?;
     Ok(entries)
-}
-
-fn chunk_aad(id: &ChunkId, kind: ChunkKind) -> Vec<u8> {
-    aad(id.as_bytes(), kind.code())
 }
 
 fn directory_aad(id: &PackId) -> Vec<u8> {
@@ -384,11 +379,13 @@ mod tests {
     use crate::Compressor;
     use crate::testing::{each_flip, golden, keys, noise};
 
-    fn pack(chunks: &[(ChunkKind, Vec<u8>)]) -> (Vec<u8>, Vec<DirectoryEntry>) {
+    fn pack(frames: &[(ChunkKind, Vec<Vec<u8>>)]) -> (Vec<u8>, Vec<DirectoryEntry>) {
         let (mut encoder, mut bytes) = PackEncoder::new(&keys(), PackSalt([5; 32])).unwrap();
-        for (kind, plain) in chunks {
-            let payload = Compressor::new(3).unwrap().prepare(plain).unwrap();
-            bytes.extend(encoder.append(keys().chunk_id(*kind, plain), *kind, payload).unwrap());
+        for (kind, chunks) in frames {
+            let lengths: Vec<usize> = chunks.iter().map(Vec::len).collect();
+            let ids: Vec<ChunkId> = chunks.iter().map(|plain| keys().chunk_id(*kind, plain)).collect();
+            let payload = Compressor::new(3).unwrap().prepare_all(&chunks.concat(), &lengths).unwrap();
+            bytes.extend(encoder.append(&ids, *kind, payload).unwrap());
         }
         let expected = encoder.final_length();
         let (end, entries) = encoder.finish().unwrap();
@@ -404,44 +401,51 @@ mod tests {
         let key = PackKey::derive(&keys(), &header.salt)?;
         let directory = key.open_directory(&trailer, bytes[trailer.directory_offset as usize..split].to_vec())?;
         let open = |entry: DirectoryEntry| {
-            let Placement { offset, length, frame, .. } = entry.placement;
+            let Placement { offset, length, frame, part } = entry.placement;
             let sealed = bytes[offset as usize..(offset + length) as usize].to_vec();
-            Ok((entry, key.open(&keys(), &entry.id, entry.kind, frame, sealed)?))
+            let frame = key.open(entry.kind, frame, sealed)?;
+            Ok((entry, frame.chunk(&keys(), entry.kind, &entry.id, part)?.to_vec()))
         };
         directory.into_iter().map(open).collect()
     }
 
     #[test]
     fn the_bytes_of_a_pack_are_fixed() {
-        let chunks = [(ChunkKind::Data, noise(1, 4096)), (ChunkKind::Blob, vec![7; 4096])];
-        let (bytes, entries) = pack(&chunks);
+        let frames = [
+            (ChunkKind::Data, vec![noise(1, 4096), vec![9; 8192], noise(3, 40)]),
+            (ChunkKind::Blob, vec![vec![7; 4096]]),
+            (ChunkKind::Data, vec![vec![1; 4096]]),
+        ];
+        let (bytes, entries) = pack(&frames);
         golden("pack", &bytes);
         let opened = open_all(&bytes).unwrap();
         assert_eq!(opened.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), entries);
-        assert!(opened.iter().zip(&chunks).all(|((_, plain), (_, expected))| plain == expected));
+        let places: Vec<_> = entries.iter().map(|entry| (entry.placement.frame, entry.placement.part)).collect();
+        assert_eq!(places, [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]);
+        let plain: Vec<_> = frames.iter().flat_map(|(_, chunks)| chunks).collect();
+        assert!(opened.iter().zip(plain).all(|((_, plain), expected)| plain == expected));
     }
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let (bytes, _) = pack(&[(ChunkKind::Data, noise(1, 64)), (ChunkKind::Map, vec![7; 400])]);
+        let (bytes, _) =
+            pack(&[(ChunkKind::Data, vec![noise(1, 64), noise(4, 30)]), (ChunkKind::Map, vec![vec![7; 400]])]);
         each_flip(&bytes, |hurt| assert!(open_all(hurt).is_err()));
     }
 
     #[test]
-    fn a_frame_opens_only_as_what_it_was_sealed() {
-        let (bytes, entries) = pack(&[(ChunkKind::Data, noise(1, 64)), (ChunkKind::Data, noise(2, 64))]);
+    fn a_frame_opens_only_as_what_it_was_sealed_and_a_chunk_is_only_itself() {
+        let (bytes, entries) = pack(&[(ChunkKind::Data, vec![noise(1, 64), noise(2, 64)])]);
         let key = PackKey::derive(&keys(), &PackSalt([5; 32])).unwrap();
         let at = entries[0].placement;
         let frame = bytes[at.offset as usize..(at.offset + at.length) as usize].to_vec();
-        let open = |id, kind, number| key.open(&keys(), id, kind, number, frame.clone());
-        assert!(open(&entries[0].id, ChunkKind::Data, 0).is_ok());
-        for wrong in [
-            open(&entries[1].id, ChunkKind::Data, 0),
-            open(&entries[0].id, ChunkKind::Map, 0),
-            open(&entries[0].id, ChunkKind::Data, 1),
-        ] {
+        for wrong in [key.open(ChunkKind::Map, 0, frame.clone()), key.open(ChunkKind::Data, 1, frame.clone())] {
             assert!(matches!(wrong, Err(FormatError::Authentication { .. })));
         }
+        let plain = key.open(ChunkKind::Data, 0, frame).unwrap();
+        assert!(plain.chunk(&keys(), ChunkKind::Data, &entries[1].id, 1).is_ok());
+        let wrong = plain.chunk(&keys(), ChunkKind::Data, &entries[1].id, 0);
+        assert!(matches!(wrong, Err(FormatError::WrongContent { .. })));
     }
 
     #[test]
@@ -452,7 +456,7 @@ mod tests {
         let mut length = header.len();
         let full = (0..40_u8).find_map(|n| {
             let payload = compressor.prepare(&plain).unwrap();
-            match encoder.append(ChunkId::from_bytes([n; 32]), ChunkKind::Data, payload) {
+            match encoder.append(&[ChunkId::from_bytes([n; 32])], ChunkKind::Data, payload) {
                 Ok(frame) => {
                     length += frame.len();
                     None
@@ -472,7 +476,7 @@ mod tests {
             let _ = PackHeader::decode(&bytes);
             let _ = PackTrailer::decode(&bytes, bytes.len() as u64);
             let key = PackKey::derive(&keys(), &PackSalt([5; 32])).unwrap();
-            let _ = key.open(&keys(), &ChunkId::from_bytes([0; 32]), ChunkKind::Data, number, bytes);
+            let _ = key.open(ChunkKind::Data, number, bytes);
         }
     }
 }

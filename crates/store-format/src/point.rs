@@ -156,7 +156,7 @@ pub fn decode_point(keys: &Keys, bytes: &[u8]) -> Result<PointManifest, FormatEr
         .sealing_key(&salt, PURPOSE)?
         .open_in_place(frame_nonce(0), Aad::from(head(repository, &salt)), &mut sealed)
         .map_err(|_| FormatError::Authentication { what: WHAT })?;
-    decode_record(&decode(opened)?)
+    decode_record(&decode(opened)?.into_bytes())
 }
 
 pub(crate) fn decode_record(bytes: &[u8]) -> Result<PointManifest, FormatError> {

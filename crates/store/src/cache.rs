@@ -1,19 +1,18 @@
 //! A small cache of what was read last. Bounded in weight; meant for dozens of entries, so it simply looks at all.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 
-use xenvault_store_format::ChunkId;
-
 #[derive(Debug)]
-pub(crate) struct Cache<V> {
-    state: Mutex<State<V>>,
+pub(crate) struct Cache<K, V> {
+    state: Mutex<State<K, V>>,
     limit: usize,
 }
 
 #[derive(Debug)]
-struct State<V> {
-    entries: HashMap<ChunkId, Entry<V>>,
+struct State<K, V> {
+    entries: HashMap<K, Entry<V>>,
     weight: usize,
     clock: u64,
 }
@@ -25,13 +24,13 @@ struct Entry<V> {
     used: u64,
 }
 
-impl<V: Clone> Cache<V> {
+impl<K: Clone + Eq + Hash, V: Clone> Cache<K, V> {
     /// A cache that holds entries of `limit` together.
     pub(crate) fn new(limit: usize) -> Self {
         Self { state: Mutex::new(State { entries: HashMap::new(), weight: 0, clock: 0 }), limit }
     }
 
-    pub(crate) fn get(&self, id: &ChunkId) -> Option<V> {
+    pub(crate) fn get(&self, id: &K) -> Option<V> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.clock += 1;
         let now = state.clock;
@@ -40,7 +39,17 @@ impl<V: Clone> Cache<V> {
         Some(entry.value.clone())
     }
 
-    pub(crate) fn put(&self, id: ChunkId, value: V, weight: usize) {
+    /// What is there, or what `make` makes and puts there.
+    pub(crate) fn get_or_put(&self, id: K, weight: usize, make: impl FnOnce() -> V) -> V {
+        // Two at once may both make one; the later one stays.
+        self.get(&id).unwrap_or_else(|| {
+            let value = make();
+            self.put(id, value.clone(), weight);
+            value
+        })
+    }
+
+    pub(crate) fn put(&self, id: K, value: V, weight: usize) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.clock += 1;
         let used = state.clock;
@@ -49,7 +58,8 @@ impl<V: Clone> Cache<V> {
         }
         state.weight += weight;
         while state.weight > self.limit {
-            let Some(oldest) = state.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id) else {
+            let Some(oldest) = state.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| id.clone())
+            else {
                 break;
             };
             if let Some(gone) = state.entries.remove(&oldest) {
@@ -61,6 +71,8 @@ impl<V: Clone> Cache<V> {
 
 #[cfg(test)]
 mod tests {
+    use xenvault_store_format::ChunkId;
+
     use super::*;
 
     #[test]

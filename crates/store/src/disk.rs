@@ -67,6 +67,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 #[derive(Debug)]
 pub struct DiskWriter {
     sink: Arc<Sink>,
+    /// Its number among the disks of the run.
+    number: u64,
     virtual_size: u64,
     base: Option<MapReader>,
     tree: TreeBuilder,
@@ -115,6 +117,7 @@ impl DiskWriter {
         let tree = TreeBuilder::begin(Arc::clone(&sink), virtual_size, base.clone()).await?;
         let rule = CutRule::new(&sink.repository.keys, &sink.repository.config);
         Ok(Self {
+            number: sink.new_disk(),
             sink,
             virtual_size,
             base,

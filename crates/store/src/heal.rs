@@ -27,7 +27,8 @@ pub(crate) async fn check_point(
     point: &PointManifest,
     sink: Option<&Arc<Sink>>,
 ) -> Result<u64, StoreError> {
-    let mut check = Check { repository, sink, stored: 0 };
+    let disk = sink.map_or(0, |sink| sink.new_disk());
+    let mut check = Check { repository, sink, disk, stored: 0 };
     for disk in &point.disks {
         if let Some(root) = disk.map.root {
             check.page(root, level_of(disk.map.virtual_size), 0).await?;
@@ -43,6 +44,8 @@ pub(crate) async fn check_point(
 struct Check<'a> {
     repository: &'a Arc<Inner>,
     sink: Option<&'a Arc<Sink>>,
+    /// Under which chunks that are stored again share frames.
+    disk: u64,
     stored: u64,
 }
 
@@ -96,7 +99,7 @@ impl Check<'_> {
             return Ok(());
         }
         let plain = self.repository.chunk(id, kind).await?;
-        let (_, new) = sink.offer_whole(kind, &plain).await?;
+        let new = sink.offer_again(*id, kind, &plain, self.disk).await?;
         self.stored += u64::from(new);
         Ok(())
     }

@@ -21,6 +21,7 @@ mod counters;
 mod disk;
 mod error;
 mod forget;
+mod frames;
 mod heal;
 mod index;
 mod leaf;
@@ -58,6 +59,6 @@ pub use writer::{Writer, WriterOptions};
 // Part of our signatures, so that an embedding program needs no further crate.
 pub use xenvault_block::ByteRange;
 pub use xenvault_store_format::{
-    BlobRef, ChunkId, DiskMapRef, KdfParams, Level, PackId, ParseIdError, PointDisk, PointId, PointManifest,
+    BlobRef, ChunkId, ChunkKind, DiskMapRef, KdfParams, Level, PackId, ParseIdError, PointDisk, PointId, PointManifest,
     RepositoryId, Secret,
 };

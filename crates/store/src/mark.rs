@@ -9,12 +9,12 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use xenvault_store_format::{
-    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, IndexEntry, LeafPage, NodePage, PackId, PointManifest,
-    decode_piece_list, level_of,
+    BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, IndexEntry, LeafPage, NodePage, PACK_HEADER_BYTES, PackId,
+    PointManifest, decode_piece_list, level_of,
 };
 
 use crate::StoreError;
-use crate::index::Loaded;
+use crate::index::{Loaded, Segment};
 use crate::repository::Inner;
 
 /// Pages that are read at the same time.
@@ -38,8 +38,32 @@ pub(crate) struct Marks {
 pub(crate) struct Tally {
     /// Bytes of all its frames that the index knows.
     pub(crate) total_bytes: u64,
-    /// Bytes of those that are marked.
+    /// Of these, the share of the chunks that are marked: those of one frame count alike. Not 0 if one is marked.
     pub(crate) live_bytes: u64,
+}
+
+/// A frame of a pack, as far as one segment knows it.
+#[derive(Clone, Copy, Debug, Default)]
+struct FrameTally {
+    length: u64,
+    end: u64,
+    chunks: u64,
+    live_chunks: u64,
+}
+
+impl FrameTally {
+    /// What one chunk of it counts for.
+    fn share(&self) -> u64 {
+        self.length.div_ceil(self.chunks.max(1))
+    }
+}
+
+/// A marked entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MarkedEntry {
+    pub(crate) entry: IndexEntry,
+    /// What the chunk counts for of its frame, in bytes.
+    pub(crate) share_bytes: u64,
 }
 
 /// A page or list that has to be read.
@@ -166,29 +190,62 @@ impl Marks {
 
     /// What each pack holds and what of it is marked.
     pub(crate) fn tallies(&self) -> HashMap<PackId, Tally> {
-        let mut tallies: HashMap<PackId, Tally> = HashMap::new();
+        let (mut tallies, mut ends) = (HashMap::<PackId, Tally>::new(), HashMap::<PackId, u64>::new());
         for (at, segment) in self.loaded.segments.iter().enumerate() {
-            for (number, entry) in segment.entries() {
-                let tally = tallies.entry(entry.pack).or_default();
-                tally.total_bytes += u64::from(entry.placement.length);
-                if self.is_set(at, number) {
-                    tally.live_bytes += u64::from(entry.placement.length);
-                }
+            for ((pack, _), frame) in self.frames_of(at, segment, |_| true) {
+                let tally = tallies.entry(pack).or_default();
+                tally.total_bytes += frame.length;
+                tally.live_bytes += (frame.share() * frame.live_chunks).min(frame.length);
+                let end = ends.entry(pack).or_default();
+                *end = frame.end.max(*end);
+            }
+        }
+        for (pack, tally) in &mut tallies {
+            // Frames lie one behind the other. More than that are frames that several segments know.
+            let most = ends.get(pack).map_or(0, |end| end.saturating_sub(PACK_HEADER_BYTES as u64));
+            if tally.total_bytes > most {
+                tally.live_bytes = tally.live_bytes.saturating_mul(most).div_ceil(tally.total_bytes);
+                tally.total_bytes = most;
             }
         }
         tallies
     }
 
-    /// The marked entries of some packs, pack by pack in the order of segments. Memory: those of one segment.
+    /// The frames that a segment knows of some packs, by the pack and their number.
+    fn frames_of(
+        &self,
+        at: usize,
+        segment: &Segment,
+        wanted: impl Fn(&PackId) -> bool,
+    ) -> HashMap<(PackId, u16), FrameTally> {
+        let mut frames: HashMap<(PackId, u16), FrameTally> = HashMap::new();
+        for (number, entry) in segment.entries().filter(|(_, entry)| wanted(&entry.pack)) {
+            let frame = frames.entry((entry.pack, entry.placement.frame)).or_default();
+            frame.length = entry.placement.length.into();
+            frame.end = u64::from(entry.placement.offset) + frame.length;
+            frame.chunks += 1;
+            frame.live_chunks += u64::from(self.is_set(at, number));
+        }
+        frames
+    }
+
+    /// The marked entries of some packs, pack by pack in the order of segments; chunks of one frame follow each other.
+    /// Memory: those of one segment.
     pub(crate) fn marked_in<'a>(
         &'a self,
         wanted: impl Fn(&PackId) -> bool + 'a,
-    ) -> impl Iterator<Item = Vec<IndexEntry>> + 'a {
+    ) -> impl Iterator<Item = Vec<MarkedEntry>> + 'a {
         self.loaded.segments.iter().enumerate().filter_map(move |(at, segment)| {
+            let frames = self.frames_of(at, segment, &wanted);
             let marked = segment.entries().filter(|(number, entry)| self.is_set(at, *number) && wanted(&entry.pack));
-            let mut entries: Vec<IndexEntry> = marked.map(|(_, entry)| entry).collect();
+            let share =
+                |entry: &IndexEntry| frames.get(&(entry.pack, entry.placement.frame)).map_or(0, FrameTally::share);
+            let mut entries: Vec<MarkedEntry> =
+                marked.map(|(_, entry)| MarkedEntry { entry, share_bytes: share(&entry) }).collect();
             // In the order of the medium.
-            entries.sort_by_key(|entry| (entry.pack, entry.placement.offset));
+            entries.sort_by_cached_key(|MarkedEntry { entry, .. }| {
+                (entry.pack, entry.placement.offset, entry.placement.part)
+            });
             (!entries.is_empty()).then_some(entries)
         })
     }

@@ -1,27 +1,29 @@
 //! From plain chunks to packs on the medium: the writing half of a run that all its disks share.
 //!
 //! ```text
-//! callers -> (budget in bytes) -> workers: compress, seal -> (4 MiB) -> one task: write packs, then index segments
+//! callers -> (budget in bytes) -> frames -> workers: compress, seal -> (4 MiB) -> one task: write packs, then index
 //! ```
-//! Chunks are sealed in the order in which they come out of compression, under one lock: sealing is far faster than
+//! Frames are sealed in the order in which they come out of compression, under one lock: sealing is far faster than
 //! compressing. The first failure ends the run: it is told once in full, and to all others by its text.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use xenvault_store_format::{
-    ChunkId, ChunkKind, Compressor, DirectoryEntry, FormatError, IndexEntry, PackEncoder, PackSalt,
+    ChunkId, ChunkKind, Compressor, DirectoryEntry, FormatError, IndexEntry, MAX_PLAIN_BYTES, PackEncoder, PackSalt,
 };
 
 use crate::backend::Upload;
 use crate::counters::{add, add_time};
+use crate::frames::{Frames, OpenFrame};
 use crate::pool::{Priority, WorkerPool};
 use crate::repository::Inner;
-use crate::{StoreError, WriteCounters, names};
+use crate::{StoreError, WriteCounters, WriterOptions, names};
 
 /// Unit in which the budget counts.
 const BUDGET_UNIT: usize = 4096;
@@ -31,7 +33,6 @@ const WRITE_BYTES: usize = 1024 * 1024;
 const WRITES_AHEAD: usize = 3;
 /// Packs after which an index segment is published, so that a killed run's work is found at once by the next.
 const PACKS_PER_SEGMENT: usize = 4;
-const COMPRESSION_LEVEL: i32 = 3;
 
 /// What the disks and blobs of one run share.
 #[derive(Debug)]
@@ -41,7 +42,10 @@ pub(crate) struct Sink {
     pub(crate) pool: WorkerPool,
     budget: Arc<Semaphore>,
     budget_units: u32,
+    compression_level: i32,
     jobs: Jobs,
+    frames: Frames,
+    disks: AtomicU64,
     /// Chunks of this run that no loaded segment of the index knows yet.
     claimed: Arc<Mutex<HashSet<ChunkId>>>,
     /// Folders of packs that this run did not write and that it refers to.
@@ -132,11 +136,11 @@ impl Failure {
 }
 
 impl Sink {
-    pub(crate) fn start(repository: Arc<Inner>, pool: WorkerPool, memory_bytes: u64) -> Arc<Self> {
+    pub(crate) fn start(repository: Arc<Inner>, pool: WorkerPool, options: WriterOptions) -> Arc<Self> {
         let counters = Arc::new(WriteCounters::default());
         add(&counters.threads, pool.threads() as u64);
         let (queue, receiver) = mpsc::channel(WRITES_AHEAD);
-        let units = usize::try_from(memory_bytes).unwrap_or(usize::MAX) / BUDGET_UNIT;
+        let units = usize::try_from(options.memory_bytes).unwrap_or(usize::MAX) / BUDGET_UNIT;
         let units = u32::try_from(units.clamp(1024, 1 << 24)).unwrap_or(1024);
         let budget = Arc::new(Semaphore::new(units as usize));
         let (claimed, failure) = (Arc::<Mutex<HashSet<ChunkId>>>::default(), Arc::<Failure>::default());
@@ -148,6 +152,7 @@ impl Sink {
             unindexed: Vec::new(),
             packs: 0,
         };
+        let frame_bytes = options.frame_bytes.min(repository.config.pack_target_bytes as usize).min(MAX_PLAIN_BYTES);
         tokio::spawn(task.run(receiver, Arc::clone(&failure), Arc::clone(&budget)));
         Arc::new(Self {
             repository,
@@ -155,6 +160,9 @@ impl Sink {
             pool,
             budget,
             budget_units: units,
+            compression_level: options.compression_level,
+            frames: Frames::new(frame_bytes, units as usize / 4),
+            disks: AtomicU64::new(0),
             jobs: Jobs::default(),
             claimed,
             leaned_on: Mutex::default(),
@@ -178,7 +186,13 @@ impl Sink {
         permit.map_err(|_| self.gone())
     }
 
-    /// Stores a chunk unless it is known; says whether it was new. Returns at once.
+    /// A number for a disk, under which its new chunks share frames.
+    pub(crate) fn new_disk(&self) -> u64 {
+        self.disks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Stores a chunk unless it is known; says whether it was new. Returns at once. A chunk of a disk shares a frame
+    /// with others of that disk.
     ///
     /// Of `room` the chunk's share is kept until it is sealed. Claiming and handing over are one step: a chunk that
     /// this run believes to have must be on its way, whatever is dropped or cancelled around it.
@@ -187,6 +201,7 @@ impl Sink {
         id: ChunkId,
         kind: ChunkKind,
         plain: &[u8],
+        disk: Option<u64>,
         room: &mut OwnedSemaphorePermit,
     ) -> bool {
         let guard = FailIfDropped(&self.failure);
@@ -195,7 +210,16 @@ impl Sink {
         let new = self.claim(&id, kind);
         if new {
             let units = plain.len().div_ceil(BUDGET_UNIT).min(room.num_permits());
-            self.store(id, kind, plain.to_vec(), room.split(units), job);
+            let room = room.split(units);
+            let complete = match disk {
+                Some(disk) => self.frames.push(disk, id, plain, room, job),
+                None => {
+                    let mut frame = OpenFrame::default();
+                    frame.push(id, plain, room, job);
+                    vec![frame]
+                }
+            };
+            complete.into_iter().for_each(|frame| self.store(kind, frame));
         }
         std::mem::forget(guard);
         new
@@ -209,7 +233,19 @@ impl Sink {
     ) -> Result<(ChunkId, bool), StoreError> {
         let id = self.repository.keys.chunk_id(kind, plain);
         let mut room = self.room(plain.len()).await?;
-        Ok((id, self.offer(id, kind, plain, &mut room)))
+        Ok((id, self.offer(id, kind, plain, None, &mut room)))
+    }
+
+    /// As [`Self::offer`], of a chunk that was read under its id. Chunks of disks share frames under the number `disk`.
+    pub(crate) async fn offer_again(
+        self: &Arc<Self>,
+        id: ChunkId,
+        kind: ChunkKind,
+        plain: &[u8],
+        disk: u64,
+    ) -> Result<bool, StoreError> {
+        let mut room = self.room(plain.len()).await?;
+        Ok(self.offer(id, kind, plain, (kind == ChunkKind::Data).then_some(disk), &mut room))
     }
 
     /// Whether nobody knows this chunk, and nobody else of this run is about to store it.
@@ -238,29 +274,25 @@ impl Sink {
         settled.map_err(|error| StoreError::io("sync", names::PACKS, error))
     }
 
-    fn store(
-        self: &Arc<Self>,
-        id: ChunkId,
-        kind: ChunkKind,
-        plain: Vec<u8>,
-        room: Option<OwnedSemaphorePermit>,
-        job: mpsc::Sender<()>,
-    ) {
+    fn store(self: &Arc<Self>, kind: ChunkKind, frame: OpenFrame) {
         let sink = Arc::clone(self);
         self.pool.spawn(Priority::Normal, move || {
             let guard = FailIfDropped(&sink.failure);
-            let done = sink.compress_and_append(id, kind, &plain);
+            let done = sink.compress_and_append(kind, &frame);
             std::mem::forget(guard);
             if let Err(error) = done {
                 sink.fail(error);
             }
-            drop((plain, room, job));
         });
     }
 
     /// Waits until everything that was stored so far is durable and in the index.
     pub(crate) async fn flush(self: &Arc<Self>) -> Result<(), StoreError> {
+        // Only chunks of disks wait in frames.
+        let (flushing, complete) = self.frames.flush();
+        complete.into_iter().for_each(|frame| self.store(ChunkKind::Data, frame));
         self.jobs.all_begun().await;
+        drop(flushing);
         self.check()?;
         let sink = Arc::clone(self);
         let (send, done) = oneshot::channel();
@@ -275,7 +307,7 @@ impl Sink {
         flushed.map_err(|_| self.gone())
     }
 
-    fn compress_and_append(&self, id: ChunkId, kind: ChunkKind, plain: &[u8]) -> Result<(), AppendError> {
+    fn compress_and_append(&self, kind: ChunkKind, frame: &OpenFrame) -> Result<(), AppendError> {
         thread_local! {
             static COMPRESSOR: RefCell<Option<Compressor>> = const { RefCell::new(None) };
         }
@@ -283,9 +315,9 @@ impl Sink {
         let payload = COMPRESSOR.with_borrow_mut(|slot| {
             let compressor = match slot {
                 Some(compressor) => compressor,
-                None => slot.insert(Compressor::new(COMPRESSION_LEVEL)?),
+                None => slot.insert(Compressor::new(self.compression_level)?),
             };
-            compressor.prepare(plain)
+            compressor.prepare_all(&frame.plain, &frame.lengths)
         })?;
         add_time(&self.counters.compress_nanos, began.elapsed());
         let mut assembler = self.assembler.lock().unwrap_or_else(PoisonError::into_inner);
@@ -299,9 +331,9 @@ impl Sink {
         }
         let began = Instant::now();
         let encoder = assembler.encoder.as_mut().ok_or(AppendError::Gone)?;
-        let frame = encoder.append(id, kind, payload)?;
+        let sealed = encoder.append(&frame.ids, kind, payload)?;
         add_time(&self.counters.seal_nanos, began.elapsed());
-        assembler.buffer.extend_from_slice(&frame);
+        assembler.buffer.extend_from_slice(&sealed);
         if assembler.buffer.len() >= WRITE_BYTES {
             let data = std::mem::replace(&mut assembler.buffer, new_buffer());
             assembler.send(Message::Data(data.into()))?;
@@ -381,7 +413,7 @@ impl Assembler {
 
 /// Room for what is written at once and the frame that goes beyond it.
 fn new_buffer() -> Vec<u8> {
-    Vec::with_capacity(WRITE_BYTES + 320 * 1024)
+    Vec::with_capacity(WRITE_BYTES + MAX_PLAIN_BYTES + 64 * 1024)
 }
 
 /// Writes packs one after the other, and index segments after them.

@@ -6,14 +6,16 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use xenvault_block::{ByteRange, ExtentSet};
-use xenvault_store_format::{BLOCK_BYTES, ChunkId, ChunkKind, DiskMapRef, LEAF_BYTES, LeafPage};
+use xenvault_store_format::{
+    BLOCK_BYTES, ChunkId, ChunkKind, DiskMapRef, IndexEntry, LEAF_BYTES, LeafPage, MAX_PLAIN_BYTES,
+};
 
 use crate::StoreError;
 use crate::map::MapReader;
 use crate::repository::Inner;
 
-/// Longest chunk that a map of this format names, in bytes; what one fetch may hold.
-const FETCH_BYTES: u64 = 256 * 1024;
+/// Longest content of a frame, in bytes; what one fetch may hold.
+const FETCH_BYTES: u64 = MAX_PLAIN_BYTES as u64;
 /// Leaves of a map that are read ahead.
 const LEAVES_AHEAD: usize = 4;
 /// Longest answer of one random read.
@@ -107,8 +109,8 @@ impl DiskReader {
         self.spans(range).map_ok(|span| (span.start, span.chunk)).try_collect().await
     }
 
-    /// The data of `range` in ascending order as pieces `(offset, bytes)` of at most 256 KiB; zero blocks are left
-    /// out. Read ahead in parallel within `options.window_bytes`. Ends after the first error.
+    /// The data of `range` in ascending order as pieces `(offset, bytes)` of at most one chunk each; zero blocks are
+    /// left out. Read ahead in parallel within `options.window_bytes`. Ends after the first error.
     pub fn stream(
         &self,
         range: ByteRange,
@@ -120,17 +122,44 @@ impl DiskReader {
 
     fn pieces(&self, range: ByteRange, parallel: usize) -> BoxStream<'static, Result<(u64, Bytes), StoreError>> {
         let this = self.clone();
-        let fetch = move |span: Span| {
+        let fetch = move |batch: Result<Batch, StoreError>| {
             let this = this.clone();
-            async move { this.fetch(span).await.map(|bytes| (span.wanted.start(), bytes)) }
+            async move {
+                match batch {
+                    Ok(batch) => this.fetch_batch(batch).await,
+                    Err(error) => vec![Err(error)],
+                }
+            }
         };
-        let pieces = self.spans(range).map_ok(fetch).try_buffered(parallel);
+        let pieces = self.batches(range).map(fetch).buffered(parallel).map(stream::iter).flatten();
         // Whoever goes on after an error would take a hole for zeros.
         until_error(pieces).boxed()
     }
 
+    /// The chunks that touch `range`, in ascending order, those together that follow each other and share a frame.
+    fn batches(&self, range: ByteRange) -> impl Stream<Item = Result<Batch, StoreError>> + Send + use<> {
+        let repository = Arc::clone(&self.map.repository);
+        self.spans_by_leaf(range)
+            .map_ok(move |spans| {
+                let mut batches: Vec<Batch> = Vec::new();
+                for span in spans {
+                    let entry = repository.index.find(&span.chunk, ChunkKind::Data);
+                    match (batches.last_mut(), entry) {
+                        (Some(last), Some(entry)) if last.is_in_frame_of(&entry) => last.spans.push((span, entry)),
+                        _ => batches.push(Batch::begin(span, entry)),
+                    }
+                }
+                stream::iter(batches).map(Ok)
+            })
+            .try_flatten()
+    }
+
     /// The chunks that touch `range`, in ascending order.
     fn spans(&self, range: ByteRange) -> impl Stream<Item = Result<Span, StoreError>> + Send + use<> {
+        self.spans_by_leaf(range).map_ok(|spans| stream::iter(spans).map(Ok)).try_flatten()
+    }
+
+    fn spans_by_leaf(&self, range: ByteRange) -> impl Stream<Item = Result<Vec<Span>, StoreError>> + Send + use<> {
         let size = self.size();
         let range = ByteRange::up_to(size).intersect(range).unwrap_or(ByteRange::up_to(0));
         let end = range.end().div_ceil(LEAF_BYTES);
@@ -148,35 +177,70 @@ impl DiskReader {
                     let start = number * LEAF_BYTES;
                     let covers = ByteRange::new(start, start.saturating_add(LEAF_BYTES).min(size));
                     let leaf = map.leaf_page(&id).await.map_err(|error| on_disk(covers, error))?;
-                    Ok(stream::iter(spans_of(start, &leaf, range)).map(Ok))
+                    Ok(spans_of(start, &leaf, range))
                 }
             })
             .try_buffered(LEAVES_AHEAD)
-            .try_flatten()
     }
 
-    async fn fetch(&self, span: Span) -> Result<Bytes, StoreError> {
+    /// The bytes of a batch. Ends with the first error.
+    async fn fetch_batch(&self, batch: Batch) -> Vec<Result<(u64, Bytes), StoreError>> {
         let repository = &self.map.repository;
-        let bytes = match repository.data.get(&span.chunk) {
-            Some(bytes) => bytes,
-            None => {
-                let read = repository.chunk(&span.chunk, ChunkKind::Data).await;
-                let bytes = read.map_err(|error| on_disk(Ok(span.wanted), error))?;
-                if bytes.len() as u64 != span.length {
-                    let source = format!("{} bytes, its map says {}", bytes.len(), span.length).into();
-                    let error = StoreError::Damaged { object: format!("chunk {}", span.chunk), source };
-                    return Err(on_disk(Ok(span.wanted), error));
-                }
-                // A chunk that is wanted only in part is likely to be asked for again.
-                if span.wanted.len() < span.length {
-                    repository.data.put(span.chunk, bytes.clone(), bytes.len());
-                }
-                bytes
+        if let Some((_, entry)) = batch.spans.first() {
+            let chunks = batch.spans.iter().map(|(span, entry)| (span.chunk, entry.placement.part)).collect();
+            if let Ok(found) = repository.chunks_of_frame(*entry, chunks).await {
+                return batch.spans.iter().zip(found).map(|((span, _), bytes)| span.part_of(bytes)).collect();
             }
-        };
-        let from = usize::try_from(span.wanted.start() - span.start).unwrap_or(usize::MAX).min(bytes.len());
-        let to = usize::try_from(span.wanted.end() - span.start).unwrap_or(usize::MAX).min(bytes.len());
-        Ok(bytes.slice(from.min(to)..to))
+        }
+        // Each by itself: there may be other copies, and an error names one chunk.
+        let mut pieces = Vec::new();
+        for span in batch.spans.into_iter().map(|(span, _)| span).chain(batch.unknown) {
+            let read = repository.chunk(&span.chunk, ChunkKind::Data).await;
+            let piece = read.map_err(|error| on_disk(Ok(span.wanted), error)).and_then(|bytes| span.part_of(bytes));
+            let failed = piece.is_err();
+            pieces.push(piece);
+            if failed {
+                break;
+            }
+        }
+        pieces
+    }
+}
+
+/// Chunks that are read at once.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Of one frame.
+    spans: Vec<(Span, IndexEntry)>,
+    /// One that the index does not know; there is no other in the batch then.
+    unknown: Option<Span>,
+}
+
+impl Batch {
+    fn begin(span: Span, entry: Option<IndexEntry>) -> Self {
+        match entry {
+            Some(entry) => Self { spans: vec![(span, entry)], unknown: None },
+            None => Self { spans: Vec::new(), unknown: Some(span) },
+        }
+    }
+
+    fn is_in_frame_of(&self, entry: &IndexEntry) -> bool {
+        let frame = |entry: &IndexEntry| (entry.pack, entry.placement.offset, entry.placement.length);
+        self.spans.first().is_some_and(|(_, first)| frame(first) == frame(entry))
+    }
+}
+
+impl Span {
+    /// What is wanted of the chunk's bytes, with its offset on the disk.
+    fn part_of(&self, bytes: Bytes) -> Result<(u64, Bytes), StoreError> {
+        if bytes.len() as u64 != self.length {
+            let source = format!("{} bytes, its map says {}", bytes.len(), self.length).into();
+            let error = StoreError::Damaged { object: format!("chunk {}", self.chunk), source };
+            return Err(on_disk(Ok(self.wanted), error));
+        }
+        let from = usize::try_from(self.wanted.start() - self.start).unwrap_or(usize::MAX).min(bytes.len());
+        let to = usize::try_from(self.wanted.end() - self.start).unwrap_or(usize::MAX).min(bytes.len());
+        Ok((self.wanted.start(), bytes.slice(from.min(to)..to)))
     }
 }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tokio::sync::OnceCell;
 use xenvault_store_format::{
     BLOB_PIECE_BYTES, BlobRef, ChunkId, ChunkKind, Config, DiskMapRef, FormatError, IndexEntry, KdfParams, KeySlot,
-    Keys, MasterKey, PointId, RepositoryId, Secret, StoredConfig, decode_piece_list,
+    Keys, MAX_PLAIN_BYTES, MasterKey, PackId, PlainFrame, PointId, RepositoryId, Secret, StoredConfig,
+    decode_piece_list,
 };
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
@@ -22,8 +24,10 @@ const MAX_CONFIG_BYTES: usize = 128 * 1024;
 const MAX_KEY_BYTES: usize = 4 * 1024;
 /// Memory for map pages that were read last.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
-/// Memory for chunks of disks that were read last.
-const DATA_CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// Memory for frames of disks that were read last.
+const FRAME_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// What the smallest frame counts for in the cache, so that it never holds very many.
+const LEAST_FRAME_WEIGHT: usize = 64 * 1024;
 
 /// How a repository is made.
 #[derive(Clone, Copy, Debug)]
@@ -33,11 +37,21 @@ pub struct InitOptions {
     pub kdf: KdfParams,
     /// Packs are closed when they reach this size in bytes; 64 KiB to 32 MiB.
     pub pack_target_bytes: u32,
+    /// A chunk ends after one of 2 to the power of this many blocks of 4 KiB; at most 8.
+    pub cut_bits: u8,
+    /// Largest chunk in blocks of 4 KiB; 1 to 256.
+    pub max_chunk_blocks: u16,
 }
 
 impl Default for InitOptions {
     fn default() -> Self {
-        Self { kdf: KdfParams::default(), pack_target_bytes: 32 * 1024 * 1024 }
+        let config = Config::new(RepositoryId::from_bytes([0; 16]), 0);
+        Self {
+            kdf: KdfParams::default(),
+            pack_target_bytes: config.pack_target_bytes,
+            cut_bits: config.cut_bits,
+            max_chunk_blocks: config.max_chunk_blocks,
+        }
     }
 }
 
@@ -53,8 +67,9 @@ pub(crate) struct Inner {
     pub(crate) keys: Arc<Keys>,
     pub(crate) config: Config,
     pub(crate) index: Index,
-    pub(crate) pages: Cache<crate::map::Page>,
-    pub(crate) data: Cache<Bytes>,
+    pub(crate) pages: Cache<ChunkId, crate::map::Page>,
+    /// Frames of disks by pack and offset. An entry is there from the moment on that somebody reads the frame.
+    frames: Cache<(PackId, u32), Arc<OnceCell<OpenedFrame>>>,
     pub(crate) sweeps: Sweeps,
     pub(crate) pack_keys: PackKeys,
     pool: WorkerPool,
@@ -93,6 +108,8 @@ impl Repository {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
+        config.cut_bits = options.cut_bits;
+        config.max_chunk_blocks = options.max_chunk_blocks;
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
         for (name, bytes) in [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)] {
@@ -144,7 +161,7 @@ impl Repository {
 
     fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
-        let (pages, data) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(DATA_CACHE_BYTES));
+        let (pages, frames) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(FRAME_CACHE_BYTES));
         Ok(Self {
             inner: Arc::new(Inner {
                 backend,
@@ -152,7 +169,7 @@ impl Repository {
                 config,
                 index: Index::default(),
                 pages,
-                data,
+                frames,
                 sweeps: Sweeps::default(),
                 pack_keys: PackKeys::default(),
                 pool,
@@ -210,6 +227,11 @@ impl Repository {
         Ok(bytes)
     }
 
+    /// Whether the index, as it was loaded last, knows a sound copy of this chunk.
+    pub fn knows(&self, id: &ChunkId, kind: ChunkKind) -> bool {
+        self.inner.index.find(id, kind).is_some()
+    }
+
     /// A reader of one disk of a point. Reads nothing yet.
     pub fn disk(&self, map: &DiskMapRef) -> DiskReader {
         DiskReader::new(Arc::clone(&self.inner), *map)
@@ -230,8 +252,7 @@ impl Inner {
         let mut copies = self.index.copies(id, kind);
         if copies.is_empty() {
             // Another writer may have published it since the index was read.
-            self.index.refresh(&*self.backend, &self.keys).await?;
-            copies = self.index.copies(id, kind);
+            copies = self.index.fresh_copies(&*self.backend, &self.keys, id, kind).await?;
         }
         let mut error = match self.first_copy(&copies).await {
             Ok(Some(bytes)) => return Ok(bytes),
@@ -240,9 +261,8 @@ impl Inner {
         };
         if error.is_gone() {
             // A sweep may have put it into another pack since the index was read.
-            self.index.refresh(&*self.backend, &self.keys).await?;
-            let fresh: Vec<IndexEntry> =
-                self.index.copies(id, kind).into_iter().filter(|entry| !copies.contains(entry)).collect();
+            let mut fresh = self.index.fresh_copies(&*self.backend, &self.keys, id, kind).await?;
+            fresh.retain(|entry| !copies.contains(entry));
             match self.first_copy(&fresh).await {
                 Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => {}
@@ -278,15 +298,94 @@ impl Inner {
 
     /// One copy of a chunk.
     pub(crate) async fn copy(self: &Arc<Self>, entry: IndexEntry) -> Result<Bytes, StoreError> {
+        let chunks = self.chunks_of_frame(entry, vec![(entry.id, entry.placement.part)]).await?;
+        chunks.into_iter().next().ok_or(StoreError::ChunkMissing { id: entry.id })
+    }
+
+    /// Chunks of the frame that `entry` lies in, by their ids and numbers.
+    pub(crate) async fn chunks_of_frame(
+        self: &Arc<Self>,
+        entry: IndexEntry,
+        chunks: Vec<(ChunkId, u8)>,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let mut found = None;
+        let frame = if entry.kind == ChunkKind::Data {
+            let weight = entry.placement.length as usize * 3;
+            let weight = weight.clamp(LEAST_FRAME_WEIGHT, MAX_PLAIN_BYTES);
+            let slot = self.frames.get_or_put((entry.pack, entry.placement.offset), weight, Arc::default);
+            let (found, wanted) = (&mut found, &chunks);
+            let open = || async move {
+                let (frame, chunks) = self.open_frame(entry, wanted.clone()).await?;
+                *found = Some(chunks);
+                Ok::<_, StoreError>(frame)
+            };
+            // Whoever else wants the frame meanwhile waits for this.
+            slot.get_or_try_init(open).await?.clone()
+        } else {
+            let (frame, chunks) = self.open_frame(entry, chunks.clone()).await?;
+            found = Some(chunks);
+            frame
+        };
+        let found = match found {
+            Some(found) => found,
+            None => {
+                let keys = Arc::clone(&self.keys);
+                self.run(move || frame.chunks(&keys, entry.kind, &chunks)).await?
+            }
+        };
+        found.map_err(|error| StoreError::format(&names::pack(&entry.pack), error))
+    }
+
+    /// Reads a frame, opens it and takes these chunks from it, in one piece of work.
+    async fn open_frame(
+        self: &Arc<Self>,
+        entry: IndexEntry,
+        chunks: Vec<(ChunkId, u8)>,
+    ) -> Result<(OpenedFrame, Result<Vec<Bytes>, FormatError>), StoreError> {
         let object = names::pack(&entry.pack);
         let key = self.pack_key(&entry.pack).await?;
         let length = entry.placement.length as usize;
         let frame = self.backend.read(&object, entry.placement.offset.into(), length).await;
         let frame = frame.map_err(|error| StoreError::io("read", &object, error))?;
         let keys = Arc::clone(&self.keys);
-        let open = move || key.open(&keys, &entry.id, entry.kind, entry.placement.frame, frame);
-        let opened = self.run(open).await?;
-        opened.map(Bytes::from).map_err(|error| StoreError::format(&object, error))
+        let open = move || {
+            let plain = key.open(entry.kind, entry.placement.frame, frame)?;
+            let frame = OpenedFrame::new(plain);
+            let chunks = frame.chunks(&keys, entry.kind, &chunks);
+            Ok::<_, FormatError>((frame, chunks))
+        };
+        self.run(open).await?.map_err(|error| StoreError::format(&object, error))
+    }
+}
+
+/// A frame in memory. Parts of its bytes are handed out without copying.
+#[derive(Clone, Debug)]
+struct OpenedFrame {
+    plain: Arc<PlainFrame>,
+    bytes: Bytes,
+}
+
+impl OpenedFrame {
+    fn new(plain: PlainFrame) -> Self {
+        let plain = Arc::new(plain);
+        Self { bytes: Bytes::from_owner(Shared(Arc::clone(&plain))), plain }
+    }
+
+    /// Chunks of it by their ids and numbers, each hashed again.
+    fn chunks(&self, keys: &Keys, kind: ChunkKind, chunks: &[(ChunkId, u8)]) -> Result<Vec<Bytes>, FormatError> {
+        let find = |&(id, part): &(ChunkId, u8)| {
+            self.plain.chunk(keys, kind, &id, part)?;
+            Ok(self.bytes.slice(self.plain.place(part)?))
+        };
+        chunks.iter().map(find).collect()
+    }
+}
+
+struct Shared(Arc<PlainFrame>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
     }
 }
 

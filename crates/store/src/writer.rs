@@ -21,11 +21,15 @@ pub struct WriterOptions {
     pub threads: usize,
     /// Plain bytes that may be on their way through the writer at once; at least 4 MiB.
     pub memory_bytes: u64,
+    /// Level of zstd. Any level can be read.
+    pub compression_level: i32,
+    /// Plain bytes of new chunks that are compressed together, at most 1 MiB; 0 compresses each chunk for itself.
+    pub frame_bytes: usize,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
-        Self { threads: 0, memory_bytes: 16 * 1024 * 1024 }
+        Self { threads: 0, memory_bytes: 16 * 1024 * 1024, compression_level: 1, frame_bytes: 256 * 1024 }
     }
 }
 
@@ -55,7 +59,7 @@ impl Writer {
         let stored = index.publish_learned(&**backend, keys).await?;
         let pool = WorkerPool::start(options.threads);
         let pool = pool.map_err(|error| StoreError::io("start threads for", "this process", error))?;
-        let sink = Sink::start(repository, pool, options.memory_bytes);
+        let sink = Sink::start(repository, pool, options);
         add(&sink.counters.stored_bytes, stored);
         Ok(Self { sink, sweeps, bases: Mutex::default() })
     }

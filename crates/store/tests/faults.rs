@@ -134,10 +134,10 @@ impl Upload for FailingUpload {
     }
 }
 
-const SIZE: usize = 3 << 20;
+const SIZE: usize = 5 << 20;
 
 fn changed(base: &[u8]) -> (Vec<(u64, Vec<u8>)>, Vec<u8>) {
-    let changes = vec![(70_000, noise(91, 400_000)), (1 << 20, noise(92, 900_000))];
+    let changes = vec![(70_000, noise(91, 400_000)), (1 << 20, noise(92, 900_000)), (3 << 20, noise(93, 1_500_000))];
     let mut content = base.to_vec();
     for (at, bytes) in &changes {
         let at = usize::try_from(*at).unwrap();

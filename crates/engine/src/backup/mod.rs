@@ -137,7 +137,11 @@ async fn publish(
     }
     let options = run.engine.options();
     let writer = repository
-        .writer(WriterOptions { threads: options.worker_threads, memory_bytes: options.memory_bytes / 2 })
+        .writer(WriterOptions {
+            threads: options.worker_threads,
+            memory_bytes: options.memory_bytes / 2,
+            ..WriterOptions::default()
+        })
         .await
         .doing("begin to write")?;
     run.meter.follow(writer.counters());

@@ -38,14 +38,14 @@ impl DiskWriter {
         let mut room = self.sink.room(part.len()).await?;
         self.chunker_mut()?;
         let Some(mut chunker) = self.chunker.take() else { return Ok(()) };
-        let sink = Arc::clone(&self.sink);
+        let (sink, disk) = (Arc::clone(&self.sink), self.number);
         let queued = Instant::now();
         let work = move || {
             let began = Instant::now();
             add_time(&sink.counters.throttled_nanos, began - queued);
             let zeros_before = chunker.zero_blocks();
             let mut chunks = Vec::new();
-            chunker.push(&part, &mut |first, bytes| chunks.push(Hashed::offer(&sink, first, bytes, &mut room)));
+            chunker.push(&part, &mut |first, bytes| chunks.push(Hashed::offer(&sink, disk, first, bytes, &mut room)));
             add_time(&sink.counters.cut_nanos, began.elapsed());
             let zeros = chunker.zero_blocks() - zeros_before;
             (chunker, chunks, zeros)
@@ -104,9 +104,9 @@ impl DiskWriter {
     pub(super) async fn place(&mut self, chunk: Option<CutChunk>) -> Result<(), StoreError> {
         let Some(chunk) = chunk else { return Ok(()) };
         let mut room = self.sink.room(chunk.bytes.len()).await?;
-        let sink = Arc::clone(&self.sink);
+        let (sink, disk) = (Arc::clone(&self.sink), self.number);
         let gone = |_| StoreError::WriterFailed { reason: "a worker thread died".to_owned() };
-        let work = move || Hashed::offer(&sink, chunk.first_block, &chunk.bytes, &mut room);
+        let work = move || Hashed::offer(&sink, disk, chunk.first_block, &chunk.bytes, &mut room);
         let hashed = self.sink.pool.run(work).await.map_err(gone)?;
         self.settle(hashed)
     }
@@ -144,9 +144,9 @@ struct Hashed {
 }
 
 impl Hashed {
-    fn offer(sink: &Arc<Sink>, first_block: u64, bytes: &[u8], room: &mut OwnedSemaphorePermit) -> Self {
+    fn offer(sink: &Arc<Sink>, disk: u64, first_block: u64, bytes: &[u8], room: &mut OwnedSemaphorePermit) -> Self {
         let id = sink.repository.keys.chunk_id(ChunkKind::Data, bytes);
-        let new = sink.offer(id, ChunkKind::Data, bytes, room);
+        let new = sink.offer(id, ChunkKind::Data, bytes, Some(disk), room);
         Self { first_block, length: bytes.len() as u64, id, new }
     }
 }

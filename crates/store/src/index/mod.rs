@@ -114,6 +114,24 @@ impl Index {
         copies
     }
 
+    /// As [`Self::copies`], after looking for what is new. A look-up can be the first to meet a page that is damaged:
+    /// then what its segment knew is read from the packs.
+    pub(crate) async fn fresh_copies(
+        &self,
+        backend: &dyn Backend,
+        keys: &Arc<Keys>,
+        id: &ChunkId,
+        kind: ChunkKind,
+    ) -> Result<Vec<IndexEntry>, StoreError> {
+        loop {
+            self.refresh(backend, keys).await?;
+            let copies = self.copies(id, kind);
+            if !copies.is_empty() || !self.loaded().segments.iter().any(|segment| segment.is_damaged()) {
+                return Ok(copies);
+            }
+        }
+    }
+
     /// Whether packs that segments name are gone, or copies are marked as damaged.
     pub(crate) fn has_losses(&self) -> bool {
         let Loaded { lost, barred, .. } = &*self.loaded();

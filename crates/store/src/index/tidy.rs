@@ -114,7 +114,8 @@ impl Index {
                     .await
                     .map_err(|error| StoreError::io("read", names::INDEX, std::io::Error::other(error)))?;
                 match encoded {
-                    Ok(bytes) => written.push(self.publish_bytes(backend, keys, bytes).await?),
+                    Ok(None) => {}
+                    Ok(Some(bytes)) => written.push(self.publish_bytes(backend, keys, bytes).await?),
                     // Chance has put too much into one part. What was written is of a run that is never whole.
                     Err(FormatError::Limit { .. }) if parts < MAX_RUN_PARTS / 2 => {
                         self.withdraw(backend, written).await?;
@@ -192,14 +193,14 @@ fn jobs(loaded: &Loaded, gone: &HashSet<PackId>) -> Vec<Job> {
 }
 
 /// One part of what the segments know, without what lies in packs that are gone. Of these, the ones that other runs name
-/// stay on record.
+/// stay on record. `None` if nothing is left of a run.
 fn encode(
     old: &[Arc<Segment>],
     keys: &Keys,
     place: RunPart,
     gone: &HashSet<PackId>,
     named: &HashSet<PackId>,
-) -> Result<Vec<u8>, FormatError> {
+) -> Result<Option<Vec<u8>>, FormatError> {
     let is_here = |pack: &PackId| RunPart::of_pack(pack, place.parts) == place.part;
     let mut content = SegmentContent::default();
     for segment in old {
@@ -207,5 +208,6 @@ fn encode(
         content.packs.extend(segment.packs().filter(|pack| is_here(pack) && !gone.contains(pack)));
         content.gone.extend(segment.gone().filter(|pack| is_here(pack) && named.contains(pack)));
     }
-    encode_index(keys, place, content)
+    let nothing = content.packs.is_empty() && content.gone.is_empty() && content.entries.is_empty();
+    if nothing && place.parts == 1 { Ok(None) } else { encode_index(keys, place, content).map(Some) }
 }

@@ -12,7 +12,7 @@ use xenvault_store_format::{PackId, PointId, RecordId, SweepEnd, SweepIntent};
 use super::begin::lost_for_good;
 use super::survey::{Survey, confirm};
 use super::{SweepEnded, SweepOptions, SweepReport};
-use crate::mark::Marks;
+use crate::mark::{MarkedEntry, Marks};
 use crate::monitor::MaintenanceStage;
 use crate::packs::Sink;
 use crate::pool::WorkerPool;
@@ -93,12 +93,14 @@ async fn carry(
 ) -> Result<HashSet<PackId>, StoreError> {
     let pool = WorkerPool::start(options.writer.threads);
     let pool = pool.map_err(|error| StoreError::io("start threads for", "this process", error))?;
-    let sink = Sink::start(Arc::clone(repository), pool, options.writer.memory_bytes);
+    let sink = Sink::start(Arc::clone(repository), pool, options.writer);
+    // What lies together stays together: they share frames as if they were of one disk.
+    let disk = sink.new_disk();
     let mut kept = HashSet::new();
     let (mut done, mut read_bytes) = (0, 0);
     let is_needed_of = |id: &PackId| condemned.contains(id) && !marks.loaded.lost.contains(id);
     for entries in marks.marked_in(is_needed_of) {
-        for entry in entries {
+        for MarkedEntry { entry, share_bytes } in entries {
             if sink.is_known(&entry.id, entry.kind) {
                 continue;
             }
@@ -110,8 +112,8 @@ async fn carry(
             match read {
                 Ok(plain) => {
                     read_bytes += plain.len() as u64;
-                    let (_, new) = sink.offer_whole(entry.kind, &plain).await?;
-                    ended.carried_bytes += if new { u64::from(entry.placement.length) } else { 0 };
+                    let new = sink.offer_again(entry.id, entry.kind, &plain, disk).await?;
+                    ended.carried_bytes += if new { share_bytes } else { 0 };
                 }
                 Err(error) if error.is_loss() => {
                     let pack = entry.pack;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
-use xenvault_store_format::{IndexEntry, MAX_PACK_BYTES, PACK_HEADER_BYTES, PackId};
+use xenvault_store_format::{IndexEntry, Keys, MAX_PACK_BYTES, PACK_HEADER_BYTES, PackId, PackKey, Placement};
 
 use super::{DamageKind, Verify, VerifyMode, reason};
 use crate::index::{Loaded, read_directory};
@@ -132,20 +132,58 @@ fn is_elsewhere(repository: &Inner, entry: &IndexEntry) -> bool {
 
 /// Whether the frames lie one behind the other, so that every byte of the pack belongs to something with a checksum.
 fn are_seamless(entries: &[IndexEntry], end: u64) -> bool {
-    let last = entries.iter().try_fold(PACK_HEADER_BYTES as u64, |at, entry| {
-        (u64::from(entry.placement.offset) == at).then(|| at + u64::from(entry.placement.length))
+    let last = frames_of(entries).try_fold(PACK_HEADER_BYTES as u64, |at, chunks| {
+        let place = chunks.first()?.placement;
+        (u64::from(place.offset) == at).then(|| at + u64::from(place.length))
     });
     last == Some(end)
 }
 
+/// Entries that follow each other and lie in one frame, frame by frame.
+fn frames_of(entries: &[IndexEntry]) -> impl Iterator<Item = &[IndexEntry]> {
+    entries.chunk_by(|one, next| {
+        let frame = |entry: &IndexEntry| {
+            let Placement { offset, length, frame, .. } = entry.placement;
+            (entry.pack, entry.kind, offset, length, frame)
+        };
+        frame(one) == frame(next)
+    })
+}
+
+/// Opens a frame once, and hashes each of its chunks; returns those that can not be read, and why.
+fn check_frame(
+    keys: &Keys,
+    key: &Result<Arc<PackKey>, String>,
+    pack: &[u8],
+    chunks: &[IndexEntry],
+) -> Vec<(IndexEntry, String)> {
+    let Some(first) = chunks.first() else { return Vec::new() };
+    let (from, count) = (first.placement.offset as usize, first.placement.length as usize);
+    let opened = match pack.get(from..).and_then(|rest| rest.get(..count)) {
+        None => Err(format!("it ends before byte {}", from.saturating_add(count))),
+        Some(frame) => key.clone().and_then(|key| {
+            let opened = key.open(first.kind, first.placement.frame, frame.to_vec());
+            opened.map_err(|error| error.to_string())
+        }),
+    };
+    let of_chunk = |entry: &IndexEntry| match &opened {
+        Err(reason) => Some((*entry, reason.clone())),
+        Ok(frame) => {
+            let found = frame.chunk(keys, entry.kind, &entry.id, entry.placement.part);
+            found.err().map(|error| (*entry, error.to_string()))
+        }
+    };
+    chunks.iter().filter_map(of_chunk).collect()
+}
+
 fn entries_of(loaded: &Loaded, id: &PackId) -> Vec<IndexEntry> {
     let mut entries = loaded.entries_in(id);
-    entries.sort_by_key(|entry| entry.placement.offset);
+    entries.sort_by_key(|entry| (entry.placement.offset, entry.placement.frame, entry.placement.part));
     entries.dedup();
     entries
 }
 
-/// Reads the whole pack and opens every frame.
+/// Reads the whole pack, opens every frame once and hashes every chunk.
 async fn check_chunks(
     repository: &Arc<Inner>,
     id: &PackId,
@@ -174,23 +212,8 @@ async fn check_chunks(
         Err(error) if error.is_loss() => Err(reason(&error)),
         Err(error) => return Err(error),
     };
-    let work = move || {
-        let mut bad: Vec<(IndexEntry, String)> = Vec::new();
-        for entry in entries {
-            let (from, count) = (entry.placement.offset as usize, entry.placement.length as usize);
-            let frame = bytes.get(from..).and_then(|rest| rest.get(..count));
-            let opened = match frame {
-                None => Err(format!("it ends before byte {}", from + count)),
-                Some(frame) => key.clone().and_then(|key| {
-                    let opened = key.open(&keys, &entry.id, entry.kind, entry.placement.frame, frame.to_vec());
-                    opened.map_err(|error| error.to_string())
-                }),
-            };
-            if let Err(reason) = opened {
-                bad.push((entry, reason));
-            }
-        }
-        bad
+    let work = move || -> Vec<(IndexEntry, String)> {
+        frames_of(&entries).flat_map(|chunks| check_frame(&keys, &key, &bytes, chunks)).collect()
     };
     let bad = repository.run(work).await?;
     if let (None, Some((first, reason))) = (&found.damage, bad.first()) {
