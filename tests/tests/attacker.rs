@@ -19,8 +19,8 @@ use xenvault_store::{
     KeepOptions, PointFilter, PointId, Repository, StoreError, SweepOptions, VerifyMode, VerifyOptions,
 };
 use xenvault_store_format::{
-    DamageMark, DamagedCopy, ForgottenPoint, IndexEntry, KeySlot, Keys, PackId, PackSalt, Placement, Record, RecordId,
-    SweepEnd, SweepIntent, Tombstone, encode_index, encode_record, SlotSecret,
+    DamageMark, DamagedCopy, ForgottenPoint, IndexEntry, KeySlot, Keys, PackId, Placement, Record, RecordId, RunPart,
+    SegmentContent, SlotSecret, SweepEnd, SweepIntent, Tombstone, encode_index, encode_record,
 };
 
 /// The folder of the repository, as an address has it.
@@ -176,13 +176,22 @@ impl Attacker {
         let astray: Vec<IndexEntry> = chunks
             .into_iter()
             .map(|entry| IndexEntry {
-                salt: PackSalt::from_bytes([7; 32]),
+                pack: PackId::from_bytes([7; 16]),
                 placement: Placement { offset: entry.placement.offset, ..entry.placement },
                 ..entry
             })
             .collect();
         assert!(astray.len() > 4);
-        self.put("index/ffffffffffffffffffffffffffffffff", &encode_index(keys, &astray).unwrap());
+        // And one that says that it knows everything in every pack, or that all of them are gone.
+        let lies = [
+            SegmentContent { entries: astray, ..SegmentContent::default() },
+            SegmentContent { packs: condemned.clone(), ..SegmentContent::default() },
+            SegmentContent { gone: condemned.clone(), ..SegmentContent::default() },
+        ];
+        for (number, lie) in (10_u8..).zip(lies) {
+            let segment = encode_index(keys, RunPart::alone([number; 16]), lie).unwrap();
+            self.put(&format!("index/ffffffffffffffffffffffffffffff{number}"), &segment);
+        }
         for number in 1..=3_u64 {
             let intent = SweepIntent {
                 number,

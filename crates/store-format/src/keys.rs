@@ -121,7 +121,7 @@ impl KeyMaterial {
 }
 
 /// What a chunk holds. Ids of different kinds are hashed under different keys, and the kind is authenticated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ChunkKind {
     /// Bytes of a disk.
@@ -373,11 +373,6 @@ impl Keys {
 
     pub(crate) fn config_key(&self) -> &[u8; 32] {
         &self.config
-    }
-
-    /// Whether they open the frames of the pack with this salt.
-    pub fn open_frames_of(&self, salt: &PackSalt) -> bool {
-        salt.sealing().class() == PackClass::Structure || self.access() == KeyAccess::Full
     }
 
     /// Salt and key of the frames of a new pack.

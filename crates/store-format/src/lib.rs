@@ -36,7 +36,10 @@ pub use cut::{Chunker, CutChunk, CutRule};
 pub use error::FormatError;
 pub use ids::{BlobRef, ChunkId, DiskMapRef, PackId, ParseIdError, PointId, RecordId, RepositoryId};
 pub use immutability::{Immutability, LockMode, ParseImmutabilityError};
-pub use index::{IndexEntry, IndexLayout, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, encode_index};
+pub use index::{
+    INDEX_HEADER_BYTES, IndexEntry, IndexLayout, MAX_RUN_LEVEL, MAX_RUN_PARTS, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES,
+    MAX_SEGMENT_PACKS, RunPart, SegmentContent, encode_index, parts_for,
+};
 pub use keys::{ChunkKind, KeyMaterial, Keys, MasterKey, PackClass, PackSalt, PackSealing, WriterKey};
 pub use keyslot::{KdfParams, KeyAccess, KeySlot, MAX_LABEL_BYTES, SlotHead, SlotKind, SlotSecret};
 pub use map::{

@@ -36,7 +36,7 @@ pub const MAX_PACK_CHUNKS: usize = 65_535;
 pub const FRAME_OVERHEAD_BYTES: usize = FRAME_HEADER_BYTES + TAG_BYTES;
 
 /// Where a chunk lies within its pack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Placement {
     /// Offset of the frame in bytes.
     pub offset: u32,

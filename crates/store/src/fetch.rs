@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use xenvault_store_format::{
-    ChunkId, ChunkKind, FormatError, IndexEntry, Keys, MAX_PLAIN_BYTES, PackKey, PackSalt, PlainFrame,
+    ChunkId, ChunkKind, FormatError, IndexEntry, Keys, MAX_PLAIN_BYTES, PackId, PackKey, PlainFrame,
 };
 
 use crate::cache::Cache;
@@ -23,7 +23,7 @@ const GAP_BYTES: u64 = 64 * 1024;
 const LEAST_WEIGHT: usize = 64 * 1024;
 
 /// A frame by its pack and its offset there.
-pub(crate) type FrameKey = (PackSalt, u32);
+pub(crate) type FrameKey = (PackId, u32);
 
 /// A frame that is being opened, or was; `None` if that can not be done. Nothing happens before somebody waits for it.
 ///
@@ -33,11 +33,11 @@ pub(crate) type Opening = Shared<BoxFuture<'static, Option<OpenedFrame>>>;
 /// Frames of disks that were wanted last.
 pub(crate) type OpenedFrames = Cache<FrameKey, Opening>;
 
-/// The frames of a run, each for the one who opens it.
-type Run = Shared<BoxFuture<'static, Option<Arc<Mutex<Vec<Option<BytesMut>>>>>>>;
+/// The frames of a run, each for the one who opens it, and the key of their pack.
+type Run = Shared<BoxFuture<'static, Option<(Arc<PackKey>, Arc<Mutex<Vec<Option<BytesMut>>>>)>>>;
 
 pub(crate) fn key_of(entry: &IndexEntry) -> FrameKey {
-    (entry.salt, entry.placement.offset)
+    (entry.pack, entry.placement.offset)
 }
 
 impl Inner {
@@ -65,11 +65,11 @@ impl Inner {
             .enumerate()
             .filter(|(at, _)| openings.get(*at).is_none_or(Option::is_none))
             .collect();
-        missing.sort_by_cached_key(|(_, entry)| (entry.salt.pack_id(), entry.placement.offset));
+        missing.sort_by_cached_key(|(_, entry)| (entry.pack, entry.placement.offset));
         missing.dedup_by_key(|(_, entry)| key_of(entry));
         let neighbours = |(_, one): &(usize, IndexEntry), (_, next): &(usize, IndexEntry)| {
             let end = u64::from(one.placement.offset) + u64::from(one.placement.length);
-            one.salt == next.salt && u64::from(next.placement.offset) <= end + GAP_BYTES
+            one.pack == next.pack && u64::from(next.placement.offset) <= end + GAP_BYTES
         };
         for frames in missing.chunk_by(neighbours) {
             let run = self.run_of(frames.iter().map(|(_, entry)| *entry).collect());
@@ -113,13 +113,15 @@ impl Inner {
 
     /// Reads frames of one pack, given in ascending order, at once.
     fn run_of(&self, entries: Vec<IndexEntry>) -> Run {
-        let backend = Arc::clone(&self.backend);
+        let (backend, keys) = (Arc::clone(&self.backend), Arc::clone(&self.keys));
+        let pack_keys = Arc::clone(&self.pack_keys);
         let read = async move {
             let first = entries.first()?;
+            let key = pack_keys.of(&*backend, &keys, &first.pack).await.ok()?;
             let start = u64::from(first.placement.offset);
             let end_of = |entry: &IndexEntry| u64::from(entry.placement.offset) + u64::from(entry.placement.length);
             let end = entries.iter().map(end_of).max()?;
-            let name = names::pack(&first.salt.pack_id());
+            let name = names::pack(&first.pack);
             let bytes = backend.read(&name, start, usize::try_from(end - start).ok()?).await.ok()?;
             // Frames are opened where they lie, each by another thread.
             let mut rest = Bytes::from(bytes).try_into_mut().ok()?;
@@ -134,7 +136,7 @@ impl Inner {
                 frames.push(Some(rest.split_to(length)));
                 at = end_of(entry);
             }
-            Some(Arc::new(Mutex::new(frames)))
+            Some((key, Arc::new(Mutex::new(frames))))
         };
         read.boxed().shared()
     }
@@ -142,11 +144,11 @@ impl Inner {
     fn opening(&self, run: Run, number: usize, entry: IndexEntry) -> Opening {
         let (pool, keys) = (Arc::clone(&self.pool), Arc::clone(&self.keys));
         let open = async move {
-            let frames = run.await?;
+            let (key, frames) = run.await?;
             let frame = frames.lock().unwrap_or_else(PoisonError::into_inner).get_mut(number).and_then(Option::take);
             drop(frames);
             let mut frame = frame?;
-            let opened = pool.run(move || OpenedFrame::open(&keys, &entry, &mut frame)).await;
+            let opened = pool.run(move || OpenedFrame::open(&keys, &key, &entry, &mut frame)).await;
             opened.ok()?.ok()
         };
         open.boxed().shared()
@@ -154,12 +156,13 @@ impl Inner {
 
     /// Reads and opens a frame, past the cache.
     async fn open(&self, entry: IndexEntry) -> Result<OpenedFrame, StoreError> {
-        let object = names::pack(&entry.salt.pack_id());
+        let object = names::pack(&entry.pack);
+        let key = self.pack_keys.of(&*self.backend, &self.keys, &entry.pack).await?;
         let length = entry.placement.length as usize;
         let frame = self.backend.read(&object, entry.placement.offset.into(), length).await;
         let mut frame = frame.map_err(|error| StoreError::io("read", &object, error))?;
         let keys = Arc::clone(&self.keys);
-        let opened = self.run(move || OpenedFrame::open(&keys, &entry, &mut frame)).await?;
+        let opened = self.run(move || OpenedFrame::open(&keys, &key, &entry, &mut frame)).await?;
         opened.map_err(|error| StoreError::format(&object, error))
     }
 }
@@ -173,8 +176,8 @@ pub(crate) struct OpenedFrame {
 }
 
 impl OpenedFrame {
-    fn open(keys: &Keys, entry: &IndexEntry, sealed: &mut [u8]) -> Result<Self, FormatError> {
-        let plain = PackKey::derive(keys, &entry.salt)?.open_in_place(entry.kind, entry.placement.frame, sealed)?;
+    fn open(keys: &Keys, key: &PackKey, entry: &IndexEntry, sealed: &mut [u8]) -> Result<Self, FormatError> {
+        let plain = key.open_in_place(entry.kind, entry.placement.frame, sealed)?;
         let ids = plain.ids(keys, entry.kind);
         let plain = Arc::new(plain);
         Ok(Self { bytes: Bytes::from_owner(Owner(Arc::clone(&plain))), plain, ids: ids.into() })
@@ -193,7 +196,7 @@ impl OpenedFrame {
             }
         };
         let found: Result<Vec<Bytes>, FormatError> = wanted.into_iter().map(find).collect();
-        found.map_err(|error| StoreError::format(&names::pack(&entry.salt.pack_id()), error))
+        found.map_err(|error| StoreError::format(&names::pack(&entry.pack), error))
     }
 }
 

@@ -31,6 +31,7 @@ mod map;
 mod mark;
 mod monitor;
 mod names;
+mod pack_keys;
 mod packs;
 mod place;
 mod points;
@@ -66,7 +67,7 @@ pub use writer::{Writer, WriterOptions};
 // Part of our signatures, so that an embedding program needs no further crate.
 pub use xenvault_block::ByteRange;
 pub use xenvault_store_format::{
-    BlobRef, ChunkId, DiskMapRef, FormatError, Immutability, KdfParams, KeyAccess, Level, LockMode, MAX_LABEL_BYTES,
-    PackId, ParseIdError, ParseImmutabilityError, PointDisk, PointId, PointManifest, RecoveryKey, RecoveryKeyError,
-    RepositoryId, Secret, SlotKind,
+    BlobRef, ChunkId, ChunkKind, DiskMapRef, FormatError, Immutability, KdfParams, KeyAccess, Level, LockMode,
+    MAX_LABEL_BYTES, PackId, ParseIdError, ParseImmutabilityError, PointDisk, PointId, PointManifest, RecoveryKey,
+    RecoveryKeyError, RepositoryId, Secret, SlotKind,
 };

@@ -3,13 +3,13 @@
 //! A page that is marked was read already, by this point or another, so what points share is read once. Memory: one bit
 //! per chunk of the repository and one page per read under way.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use xenvault_store_format::{
-    BlobRef, ChunkId, ChunkKind, IndexEntry, LeafPage, NodePage, PACK_HEADER_BYTES, PackId, PackSalt, PointManifest,
+    BlobRef, ChunkId, ChunkKind, IndexEntry, LeafPage, NodePage, PACK_HEADER_BYTES, PackId, PointManifest,
     decode_piece_list, level_of,
 };
 
@@ -163,15 +163,8 @@ impl Marks {
     /// Marks every copy of a chunk; of one that has a sound copy, the damaged ones are not needed.
     fn set(&mut self, id: &ChunkId, kind: ChunkKind) -> Marked {
         let loaded = Arc::clone(&self.loaded);
-        let copies: Vec<(usize, usize, IndexEntry)> = loaded
-            .segments
-            .iter()
-            .enumerate()
-            .filter_map(|(at, segment)| {
-                let number = segment.position(id)?;
-                segment.entry(number).filter(|entry| entry.kind == kind).map(|entry| (at, number, entry))
-            })
-            .collect();
+        let copies: Vec<(usize, usize, IndexEntry)> =
+            loaded.positions(id).filter(|(_, _, entry)| entry.kind == kind).collect();
         let any_sound = copies.iter().any(|(_, _, entry)| loaded.is_sound(entry));
         let mut marked = Marked::Unknown;
         for (at, number, entry) in copies {
@@ -199,8 +192,7 @@ impl Marks {
     pub(crate) fn tallies(&self) -> HashMap<PackId, Tally> {
         let (mut tallies, mut ends) = (HashMap::<PackId, Tally>::new(), HashMap::<PackId, u64>::new());
         for (at, segment) in self.loaded.segments.iter().enumerate() {
-            for ((salt, _), frame) in self.frames_of(at, segment, |_| true) {
-                let pack = salt.pack_id();
+            for ((pack, _), frame) in self.frames_of(at, segment, |_| true) {
                 let tally = tallies.entry(pack).or_default();
                 tally.total_bytes += frame.length;
                 tally.live_bytes += (frame.share() * frame.live_chunks).min(frame.length);
@@ -219,16 +211,16 @@ impl Marks {
         tallies
     }
 
-    /// The frames that a segment knows of some packs, by the pack's salt and their number.
+    /// The frames that a segment knows of some packs, by the pack and their number.
     fn frames_of(
         &self,
         at: usize,
         segment: &Segment,
-        wanted: impl Fn(&PackSalt) -> bool,
-    ) -> HashMap<(PackSalt, u16), FrameTally> {
-        let mut frames: HashMap<(PackSalt, u16), FrameTally> = HashMap::new();
-        for (number, entry) in segment.entries().filter(|(_, entry)| wanted(&entry.salt)) {
-            let frame = frames.entry((entry.salt, entry.placement.frame)).or_default();
+        wanted: impl Fn(&PackId) -> bool,
+    ) -> HashMap<(PackId, u16), FrameTally> {
+        let mut frames: HashMap<(PackId, u16), FrameTally> = HashMap::new();
+        for (number, entry) in segment.entries().filter(|(_, entry)| wanted(&entry.pack)) {
+            let frame = frames.entry((entry.pack, entry.placement.frame)).or_default();
             frame.length = entry.placement.length.into();
             frame.end = u64::from(entry.placement.offset) + frame.length;
             frame.chunks += 1;
@@ -244,20 +236,15 @@ impl Marks {
         wanted: impl Fn(&PackId) -> bool + 'a,
     ) -> impl Iterator<Item = Vec<MarkedEntry>> + 'a {
         self.loaded.segments.iter().enumerate().filter_map(move |(at, segment)| {
-            let salts: HashSet<PackSalt> = segment.salts().filter(|salt| wanted(&salt.pack_id())).collect();
-            if salts.is_empty() {
-                return None;
-            }
-            let frames = self.frames_of(at, segment, |salt| salts.contains(salt));
-            let marked =
-                segment.entries().filter(|(number, entry)| self.is_set(at, *number) && salts.contains(&entry.salt));
+            let frames = self.frames_of(at, segment, &wanted);
+            let marked = segment.entries().filter(|(number, entry)| self.is_set(at, *number) && wanted(&entry.pack));
             let share =
-                |entry: &IndexEntry| frames.get(&(entry.salt, entry.placement.frame)).map_or(0, FrameTally::share);
+                |entry: &IndexEntry| frames.get(&(entry.pack, entry.placement.frame)).map_or(0, FrameTally::share);
             let mut entries: Vec<MarkedEntry> =
                 marked.map(|(_, entry)| MarkedEntry { entry, share_bytes: share(&entry) }).collect();
             // In the order of the medium.
             entries.sort_by_cached_key(|MarkedEntry { entry, .. }| {
-                (entry.salt.pack_id(), entry.placement.offset, entry.placement.part)
+                (entry.pack, entry.placement.offset, entry.placement.part)
             });
             (!entries.is_empty()).then_some(entries)
         })

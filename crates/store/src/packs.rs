@@ -287,7 +287,7 @@ impl Sink {
 
     pub(crate) fn is_known(&self, id: &ChunkId, kind: ChunkKind) -> bool {
         let Some(entry) = self.repository.index.find(id, kind) else { return false };
-        let folder = names::pack_folder(&entry.salt.pack_id());
+        let folder = names::pack_folder(&entry.pack);
         self.leaned_on.lock().unwrap_or_else(PoisonError::into_inner).insert(folder);
         true
     }
@@ -425,12 +425,12 @@ impl Assembler {
 
     fn end_pack(&mut self, class: PackClass) -> Result<(), AppendError> {
         let Some(OpenPack { encoder, buffer }) = self.open.of(class).take() else { return Ok(()) };
-        let (name, salt) = (names::pack(&encoder.id()), encoder.salt());
+        let (name, pack) = (names::pack(&encoder.id()), encoder.id());
         let (end, directory) = encoder.finish()?;
         let mut data = buffer;
         data.extend_from_slice(&end);
         let entry =
-            |entry: DirectoryEntry| IndexEntry { id: entry.id, kind: entry.kind, salt, placement: entry.placement };
+            |entry: DirectoryEntry| IndexEntry { id: entry.id, kind: entry.kind, pack, placement: entry.placement };
         let entries = directory.into_iter().map(entry).collect();
         self.send(Message::End { class, data: data.into(), name, entries })
     }

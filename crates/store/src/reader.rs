@@ -323,7 +323,7 @@ impl Batch {
     }
 
     fn is_in_frame_of(&self, entry: &IndexEntry) -> bool {
-        let frame = |entry: &IndexEntry| (entry.salt, entry.placement.offset, entry.placement.length);
+        let frame = |entry: &IndexEntry| (entry.pack, entry.placement.offset, entry.placement.length);
         self.spans.first().is_some_and(|(_, first)| frame(first) == frame(entry))
     }
 }

@@ -14,6 +14,7 @@ use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
 use crate::fetch::OpenedFrames;
 use crate::index::{Index, IndexCache, IndexCacheOptions};
+use crate::pack_keys::PackKeys;
 use crate::pool::WorkerPool;
 use crate::slots::{SharedSlot, first_slot, unlock};
 use crate::sweeps::Sweeps;
@@ -72,6 +73,7 @@ pub(crate) struct Inner {
     pub(crate) pages: Cache<ChunkId, crate::map::Page>,
     pub(crate) opened_frames: OpenedFrames,
     pub(crate) sweeps: Sweeps,
+    pub(crate) pack_keys: Arc<PackKeys>,
     /// Tombstones and sweeps are not looked at.
     pub(crate) ignore_deletions: bool,
     /// Whether objects are locked as promised when they are written here.
@@ -265,6 +267,7 @@ impl Repository {
         let mut opened = Self::assemble(Arc::clone(&self.inner.backend), keys, slot, self.inner.config.clone())?;
         if let Some(inner) = Arc::get_mut(&mut opened.inner) {
             inner.ignore_deletions = true;
+            inner.index.distrust();
         }
         Ok(opened)
     }
@@ -291,6 +294,7 @@ impl Repository {
                 pages,
                 opened_frames,
                 sweeps: Sweeps::default(),
+                pack_keys: Arc::default(),
                 ignore_deletions: false,
                 is_locking,
                 pool: Arc::new(pool),
@@ -348,6 +352,11 @@ impl Repository {
         Ok(bytes)
     }
 
+    /// Whether the index, as it was loaded last, knows a sound copy of this chunk.
+    pub fn knows(&self, id: &ChunkId, kind: ChunkKind) -> bool {
+        self.inner.index.find(id, kind).is_some()
+    }
+
     /// A reader of one disk of a point. Reads nothing yet.
     pub fn disk(&self, map: &DiskMapRef) -> DiskReader {
         DiskReader::new(Arc::clone(&self.inner), *map)
@@ -385,8 +394,7 @@ impl Inner {
         let mut copies = self.index.copies(id, kind);
         if copies.is_empty() {
             // Another writer may have published it since the index was read.
-            self.index.refresh(&*self.backend, &self.keys).await?;
-            copies = self.index.copies(id, kind);
+            copies = self.index.fresh_copies(&*self.backend, &self.keys, id, kind).await?;
         }
         let mut error = match self.first_copy(&copies).await {
             Ok(Some(bytes)) => return Ok(bytes),
@@ -395,9 +403,8 @@ impl Inner {
         };
         if error.is_gone() {
             // A sweep may have put it into another pack since the index was read.
-            self.index.refresh(&*self.backend, &self.keys).await?;
-            let fresh: Vec<IndexEntry> =
-                self.index.copies(id, kind).into_iter().filter(|entry| !copies.contains(entry)).collect();
+            let mut fresh = self.index.fresh_copies(&*self.backend, &self.keys, id, kind).await?;
+            fresh.retain(|entry| !copies.contains(entry));
             match self.first_copy(&fresh).await {
                 Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => {}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use xenvault_store_format::{
     ChunkId, ChunkKind, Chunker, Compressor, Config, CutRule, IndexEntry, Keys, MAX_FRAME_CHUNKS, MAX_PLAIN_BYTES,
-    MasterKey, PackClass, PackEncoder, RepositoryId, encode_index,
+    MasterKey, PackClass, PackEncoder, RepositoryId, RunPart, SegmentContent, encode_index,
 };
 
 use crate::{Arguments, Outcome};
@@ -200,14 +200,14 @@ impl Packer {
 
     fn end_pack(&mut self) -> Outcome {
         let Some((pack, mut bytes)) = self.pack.take() else { return Ok(()) };
-        let (name, salt) = (pack.id().to_string(), pack.salt());
+        let id = pack.id();
         let (end, directory) = pack.finish()?;
         bytes.extend_from_slice(&end);
-        std::fs::write(self.folder.join(name), bytes)?;
+        std::fs::write(self.folder.join(id.to_string()), bytes)?;
         let entry = |entry: xenvault_store_format::DirectoryEntry| IndexEntry {
             id: entry.id,
             kind: entry.kind,
-            salt,
+            pack: id,
             placement: entry.placement,
         };
         self.entries.extend(directory.into_iter().map(entry));
@@ -216,10 +216,13 @@ impl Packer {
     }
 
     fn publish(&mut self) -> Outcome {
-        let bytes = encode_index(&self.keys, &self.entries)?;
+        let mut name = [0; 16];
+        name[..8].copy_from_slice(&self.packs.to_le_bytes());
+        let packs = self.entries.iter().map(|entry| entry.pack).collect();
+        let content = SegmentContent { packs, entries: std::mem::take(&mut self.entries), gone: Vec::new() };
+        let bytes = encode_index(&self.keys, RunPart::alone(name), content)?;
         self.index_bytes += bytes.len() as u64;
         std::fs::write(self.folder.join(format!("index-{}", self.packs)), bytes)?;
-        self.entries.clear();
         Ok(())
     }
 

@@ -24,7 +24,7 @@ impl PackDirectory {
         let entry = |entry: &DirectoryEntry| IndexEntry {
             id: entry.id,
             kind: entry.kind,
-            salt: self.salt,
+            pack: self.salt.pack_id(),
             placement: entry.placement,
         };
         self.entries.iter().map(entry)

@@ -1,61 +1,40 @@
-//! One index segment: a sorted table in a mapped file, behind a compact filter.
+//! One index segment: a sorted table in a mapped file, of which a page is authenticated before it is used.
 
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memmap2::Mmap;
-use xenvault_store_format::{ChunkId, IndexEntry, IndexLayout, Keys, MAX_SEGMENT_BYTES, PackId, PackSalt};
+use xenvault_store_format::{
+    ChunkId, INDEX_HEADER_BYTES, IndexEntry, IndexLayout, Keys, MAX_SEGMENT_BYTES, PackId, RunPart,
+};
 
+use super::IndexCache;
 use crate::StoreError;
 use crate::backend::{Backend, get};
 use crate::names;
 
-use super::IndexCache;
-
 /// One sorted segment, mapped.
 #[derive(Debug)]
 pub(crate) struct Segment {
-    pub(super) bytes: Mmap,
+    bytes: Mmap,
+    file: File,
     layout: IndexLayout,
-    filter: Filter,
+    keys: Arc<Keys>,
+    /// One bit per page that was read and authenticated.
+    checked: Vec<AtomicU64>,
+    /// A page was not what was written: nothing that this segment does not say means anything any more.
+    damaged: AtomicBool,
+    /// Where the copy of it lies that is mapped, if it is one.
+    copy_in: Option<IndexCache>,
     /// Its object; `None` if it was only made up here from directories of packs.
     pub(crate) name: Option<String>,
 }
 
 impl Segment {
-    pub(super) fn find(&self, id: &ChunkId) -> Option<IndexEntry> {
-        self.position(id).and_then(|number| self.entry(number))
-    }
-
-    /// The number of a chunk's entry.
-    pub(crate) fn position(&self, id: &ChunkId) -> Option<usize> {
-        if self.filter.may_hold(id) { self.layout.position(&self.bytes, id) } else { None }
-    }
-
-    /// The entry with this number.
-    pub(crate) fn entry(&self, number: usize) -> Option<IndexEntry> {
-        self.layout.entry(&self.bytes, number)
-    }
-
-    /// How many chunks it knows.
-    pub(crate) fn len(&self) -> usize {
-        self.layout.len()
-    }
-
-    /// The entries with their numbers, in the order of ids.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, IndexEntry)> + '_ {
-        (0..self.len()).filter_map(|number| Some((number, self.entry(number)?)))
-    }
-
-    /// Salts of the packs that it names.
-    pub(crate) fn salts(&self) -> impl Iterator<Item = PackSalt> + '_ {
-        self.layout.salts(&self.bytes)
-    }
-
-    /// The packs that it names.
-    pub(crate) fn packs(&self) -> impl Iterator<Item = PackId> + '_ {
-        self.salts().map(|salt| salt.pack_id())
-    }
-
     pub(super) async fn load(
         backend: &dyn Backend,
         keys: &Arc<Keys>,
@@ -64,14 +43,14 @@ impl Segment {
     ) -> Result<Self, StoreError> {
         let failed = |error| StoreError::io("read", name, error);
         if let Some(path) = backend.local_path(name) {
-            let file = std::fs::File::open(path).map_err(failed)?;
+            let file = File::open(path).map_err(failed)?;
             return Self::from_file(keys, file, Some(name.to_owned())).await;
         }
         if let Some(cache) = cache {
             let copy = on_a_thread(cache, name, |cache, name| cache.open(name)).await;
             if let Some(copy) = copy {
                 match Self::from_file(keys, copy, Some(name.to_owned())).await {
-                    Ok(segment) => return Ok(segment),
+                    Ok(segment) => return Ok(Self { copy_in: Some(cache.clone()), ..segment }),
                     Err(error) => {
                         tracing::warn!(object = name, error = %error, "the copy of an index segment here is not whole");
                         on_a_thread(cache, name, |cache, name| cache.discard(name)).await;
@@ -80,13 +59,17 @@ impl Segment {
             }
         }
         let bytes = get(backend, name, MAX_SEGMENT_BYTES).await.map_err(failed)?;
-        // Only what is whole is kept: what is damaged where it comes from would stay so here after it has been healed.
         let file = temporary(&bytes).map_err(failed)?;
         let segment = Self::from_file(keys, file, Some(name.to_owned())).await?;
         let Some(cache) = cache else { return Ok(segment) };
+        // Only what is whole is kept: what is damaged where it comes from would stay so here after it has been healed.
+        IndexLayout::check(&bytes, keys).map_err(|error| StoreError::format(name, error))?;
         match on_a_thread(cache, name, move |cache, name| cache.keep(name, &bytes)).await {
             // The anonymous file would take room beside the copy.
-            Some(copy) => Self::from_file(keys, copy, Some(name.to_owned())).await.or(Ok(segment)),
+            Some(copy) => match Self::from_file(keys, copy, Some(name.to_owned())).await {
+                Ok(copied) => Ok(Self { copy_in: Some(cache.clone()), ..copied }),
+                Err(_) => Ok(segment),
+            },
             None => Ok(segment),
         }
     }
@@ -96,20 +79,145 @@ impl Segment {
         Self::from_file(keys, file, None).await
     }
 
-    async fn from_file(keys: &Arc<Keys>, file: std::fs::File, object: Option<String>) -> Result<Self, StoreError> {
+    async fn from_file(keys: &Arc<Keys>, file: File, name: Option<String>) -> Result<Self, StoreError> {
         let keys = Arc::clone(keys);
-        let work = move || {
-            let name = object.clone().unwrap_or_else(|| names::INDEX.to_owned());
-            touch(&file).map_err(|error| StoreError::io("read", &name, error))?;
-            let bytes = map(&file).map_err(|error| StoreError::io("map", &name, error))?;
-            let layout = IndexLayout::check(&bytes, &keys).map_err(|error| StoreError::format(&name, error))?;
-            let filter = Filter::new(layout.len(), layout.ids(&bytes));
-            forget_pages(&bytes);
-            Ok(Self { bytes, layout, filter, name: object })
-        };
-        tokio::task::spawn_blocking(work)
+        tokio::task::spawn_blocking(move || Self::open(keys, file, name))
             .await
-            .map_err(|error| StoreError::io("read", names::INDEX, std::io::Error::other(error)))?
+            .map_err(|error| StoreError::io("read", names::INDEX, io::Error::other(error)))?
+    }
+
+    /// Reads the header and the list of packs; nothing else, however long it is.
+    fn open(keys: Arc<Keys>, file: File, name: Option<String>) -> Result<Self, StoreError> {
+        let object = name.clone().unwrap_or_else(|| names::INDEX.to_owned());
+        let failed = |action, error| StoreError::io(action, &object, error);
+        let length = file.metadata().map_err(|error| failed("read", error))?.len();
+        let mut header = vec![0; INDEX_HEADER_BYTES.min(usize::try_from(length).unwrap_or(usize::MAX))];
+        file.read_exact_at(&mut header, 0).map_err(|error| failed("read", error))?;
+        let layout = IndexLayout::open(&header, length, &keys).map_err(|error| StoreError::format(&object, error))?;
+        let bytes = map(&file).map_err(|error| failed("map", error))?;
+        let checked = (0..layout.pages().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let segment = Self { bytes, file, layout, keys, checked, damaged: AtomicBool::new(false), copy_in: None, name };
+        for page in 0..layout.pack_pages() {
+            segment.use_page(page)?;
+        }
+        Ok(segment)
+    }
+
+    /// Reads a page in the ordinary way, where a bad sector is an error and not the end of the process, and
+    /// authenticates it. After that it is as good as memory.
+    fn use_page(&self, page: usize) -> Result<(), StoreError> {
+        let bit = 1 << (page % 64);
+        let word = self.checked.get(page / 64);
+        if word.is_some_and(|word| word.load(Ordering::Acquire) & bit != 0) {
+            return Ok(());
+        }
+        let checked = self.read_page(page);
+        match (&checked, word) {
+            (Ok(()), Some(word)) => {
+                word.fetch_or(bit, Ordering::Release);
+            }
+            _ => {
+                self.damaged.store(true, Ordering::Release);
+                // The object itself may be whole.
+                if let (Some(cache), Some(name)) = (&self.copy_in, &self.name) {
+                    cache.discard(name);
+                }
+            }
+        }
+        checked
+    }
+
+    fn read_page(&self, page: usize) -> Result<(), StoreError> {
+        let range = self.layout.page_range(page);
+        let mut buffer = [0; 4_096];
+        let buffer = buffer.get_mut(..range.len()).unwrap_or_default();
+        let read = self.file.read_exact_at(buffer, range.start as u64);
+        read.map_err(|error| StoreError::io("read", self.object(), error))?;
+        let checked = self.layout.check_page(&self.bytes, page, &self.keys);
+        checked.map_err(|error| StoreError::format(self.object(), error))
+    }
+
+    /// Authenticates every page.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], or what reading it returns.
+    pub(super) fn use_all(&self) -> Result<(), StoreError> {
+        (0..self.layout.pages()).try_for_each(|page| self.use_page(page))
+    }
+
+    /// Whether a page could not be used.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
+    /// Whether it is a copy on this machine of an object that is somewhere else.
+    pub(super) fn is_copy(&self) -> bool {
+        self.copy_in.is_some()
+    }
+
+    /// The numbers of a chunk's entries, one for each copy. A page that can not be used is told once: from then on the
+    /// segment is damaged, and says of nothing that it is not there.
+    pub(crate) fn positions(&self, id: &ChunkId) -> Range<usize> {
+        match self.layout.find(&self.bytes, id, |page| self.use_page(page)) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(object = self.object(), error = %error, "index segment is damaged");
+                0..0
+            }
+        }
+    }
+
+    /// The entry with this number.
+    pub(crate) fn entry(&self, number: usize) -> Option<IndexEntry> {
+        self.use_page(self.layout.entry_page(number)).ok()?;
+        self.layout.entry(&self.bytes, number)
+    }
+
+    /// How many entries it has.
+    pub(crate) fn len(&self) -> usize {
+        self.layout.len()
+    }
+
+    /// The entries with their numbers, in the order of ids. Those on pages that can not be used are missing:
+    /// [`Self::is_damaged`] tells afterwards.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, IndexEntry)> + '_ {
+        (0..self.len()).filter_map(|number| Some((number, self.entry(number)?)))
+    }
+
+    /// The entries that belong into this part of another run.
+    pub(super) fn entries_of(&self, place: RunPart) -> impl Iterator<Item = IndexEntry> + '_ {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let before = self.entry(middle).is_some_and(|entry| RunPart::of_chunk(&entry.id, place.parts) < place.part);
+            (low, high) = if before { (middle + 1, high) } else { (low, middle) };
+        }
+        let entries = (low..self.len()).map_while(|number| self.entry(number));
+        entries.take_while(move |entry| RunPart::of_chunk(&entry.id, place.parts) == place.part)
+    }
+
+    /// The packs that it lists.
+    pub(crate) fn packs(&self) -> impl Iterator<Item = PackId> + '_ {
+        self.layout.packs(&self.bytes)
+    }
+
+    /// The packs that were removed and that runs may name.
+    pub(crate) fn gone(&self) -> impl Iterator<Item = PackId> + '_ {
+        self.layout.gone(&self.bytes)
+    }
+
+    /// Its place in its run.
+    pub(crate) fn place(&self) -> RunPart {
+        self.layout.place()
+    }
+
+    /// The bytes of its object.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn object(&self) -> &str {
+        self.name.as_deref().unwrap_or(names::INDEX)
     }
 }
 
@@ -123,26 +231,7 @@ async fn on_a_thread<T: Default + Send + 'static>(
     tokio::task::spawn_blocking(move || work(&cache, &name)).await.unwrap_or_default()
 }
 
-/// Reads the file once in the ordinary way: a bad sector is an error here, and the end of the process where a mapping
-/// meets it first.
-fn touch(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt as _;
-    let length = file.metadata()?.len();
-    if length > MAX_SEGMENT_BYTES as u64 {
-        let what = format!("{length} bytes, at most {MAX_SEGMENT_BYTES} expected");
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
-    }
-    let mut buffer = vec![0; 256 * 1024];
-    let mut at = 0;
-    loop {
-        match file.read_at(&mut buffer, at)? {
-            0 => return Ok(()),
-            count => at += count as u64,
-        }
-    }
-}
-
-fn temporary(bytes: &[u8]) -> std::io::Result<std::fs::File> {
+fn temporary(bytes: &[u8]) -> io::Result<File> {
     use std::io::Write as _;
     let write = || {
         let mut file = tempfile::tempfile()?;
@@ -150,86 +239,15 @@ fn temporary(bytes: &[u8]) -> std::io::Result<std::fs::File> {
         Ok(file)
     };
     // Of another file system than the repository's: it must not be that one which is called full.
-    write().map_err(|error: std::io::Error| {
-        std::io::Error::other(format!("temporary file in {}: {error}", std::env::temp_dir().display()))
+    write().map_err(|error: io::Error| {
+        io::Error::other(format!("temporary file in {}: {error}", std::env::temp_dir().display()))
     })
 }
 
 #[expect(unsafe_code, reason = "objects of a repository are never changed or shortened once they have their name")]
-fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
+fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: the file is either an anonymous temporary file of ours or a published object, which nobody writes to.
     let map = unsafe { Mmap::map(file)? };
     map.advise(memmap2::Advice::Random)?;
     Ok(map)
-}
-
-/// Gives back the memory of the pages that the check has touched; a look-up reads the few that it needs again.
-#[expect(
-    unsafe_code,
-    reason = "the mapping is of a file and read-only, so dropped pages come back with the same bytes"
-)]
-fn forget_pages(map: &Mmap) {
-    // SAFETY: see the reason above. Whether the system follows the advice does not matter.
-    let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-}
-
-/// A Bloom filter: 12 bits per chunk, 1 look-up in 200 goes to the segment in vain.
-#[derive(Debug)]
-struct Filter {
-    words: Vec<u64>,
-}
-
-const FILTER_BITS_PER_ENTRY: usize = 12;
-const FILTER_PROBES: u64 = 6;
-
-impl Filter {
-    fn new(count: usize, ids: impl Iterator<Item = ChunkId>) -> Self {
-        let mut words = vec![0_u64; (count * FILTER_BITS_PER_ENTRY).div_ceil(64).max(1)];
-        let bits = words.len() as u64 * 64;
-        for id in ids {
-            for bit in probes(&id, bits) {
-                if let Some(word) = usize::try_from(bit / 64).ok().and_then(|at| words.get_mut(at)) {
-                    *word |= 1 << (bit % 64);
-                }
-            }
-        }
-        Self { words }
-    }
-
-    fn may_hold(&self, id: &ChunkId) -> bool {
-        probes(id, self.words.len() as u64 * 64).all(|bit| {
-            let word = usize::try_from(bit / 64).ok().and_then(|at| self.words.get(at));
-            word.is_some_and(|word| word & (1 << (bit % 64)) != 0)
-        })
-    }
-}
-
-/// Ids are hashes already, so their own bytes serve as the filter's hash functions.
-fn probes(id: &ChunkId, bits: u64) -> impl Iterator<Item = u64> {
-    let part = |at: usize| id.as_bytes().get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_le_bytes(*b));
-    let (first, step) = (part(8), part(16) | 1);
-    (0..FILTER_PROBES).map(move |n| first.wrapping_add(step.wrapping_mul(n)) % bits)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_filter_never_denies_what_it_holds_and_rarely_invents() {
-        let id = |n: u32| {
-            let mut bytes = [0; 32];
-            let seed = u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            for (at, byte) in bytes.iter_mut().enumerate() {
-                *byte = u8::try_from(
-                    (seed.rotate_left(u32::try_from(at).unwrap() * 7).wrapping_mul(seed | 1) >> 40) & 0xff,
-                )
-                .unwrap();
-            }
-            ChunkId::from_bytes(bytes)
-        };
-        let filter = Filter::new(10_000, (0..10_000).map(id));
-        assert!((0..10_000).all(|n| filter.may_hold(&id(n))));
-        assert!((10_000..20_000).filter(|&n| filter.may_hold(&id(n))).count() < 200);
-    }
 }

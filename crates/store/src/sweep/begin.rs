@@ -34,6 +34,7 @@ pub(super) async fn first_half(
     let going = going(repository, &survey, options, report).await?;
     // After the points: every chunk that they refer to was there before them.
     repository.index.refresh(&*repository.backend, &repository.keys).await?;
+    repository.index.read_all(&*repository.backend, &repository.keys).await?;
     let mut marks = Marks::new(repository.index.snapshot());
     let ids: BTreeSet<_> = going.iter().map(|point| point.point).collect();
     let unconfirmed = survey.mark(repository, &mut marks, &ids, options).await?;

@@ -43,6 +43,7 @@ pub(super) async fn out(
     }
     let going: BTreeSet<PointId> = ended.removed_points.iter().copied().collect();
     repository.index.refresh(&*repository.backend, &repository.keys).await?;
+    repository.index.read_all(&*repository.backend, &repository.keys).await?;
     // What a process that died in here has carried and not yet indexed is about to be relied on.
     repository.index.publish_learned(&*repository.backend, &repository.keys).await?;
     let mut marks = Marks::new(repository.index.snapshot());
@@ -126,7 +127,7 @@ async fn carry(
                     ended.carried_bytes += if new { share_bytes } else { 0 };
                 }
                 Err(error) if error.is_loss() => {
-                    let pack = entry.salt.pack_id();
+                    let pack = entry.pack;
                     tracing::warn!(object = names::pack(&pack), error = %error, "pack is kept, what is needed of it can not be read");
                     kept.insert(pack);
                 }

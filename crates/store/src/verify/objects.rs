@@ -124,6 +124,7 @@ impl Verify {
                 self.take(&name, StoreError::format(&name, error))?;
             }
         }
-        repository.index.refresh(&*repository.backend, &repository.keys).await
+        repository.index.refresh(&*repository.backend, &repository.keys).await?;
+        repository.index.read_all(&*repository.backend, &repository.keys).await
     }
 }

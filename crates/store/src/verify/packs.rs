@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
-use xenvault_store_format::{IndexEntry, Keys, MAX_PACK_BYTES, PACK_HEADER_BYTES, PackId, PackKey, Placement};
+use xenvault_store_format::{
+    IndexEntry, KeyAccess, Keys, MAX_PACK_BYTES, PACK_HEADER_BYTES, PackClass, PackId, PackKey, Placement,
+};
 
 use super::{DamageKind, Verify, VerifyMode, reason};
 use crate::index::{Loaded, read_directory};
@@ -126,7 +128,7 @@ async fn check_pack(
 /// be newer than the index, or the chunk be known from another pack.
 fn is_elsewhere(repository: &Inner, entry: &IndexEntry) -> bool {
     let copies = repository.index.copies(&entry.id, entry.kind);
-    let mut of_this = copies.iter().filter(|copy| copy.salt == entry.salt).peekable();
+    let mut of_this = copies.iter().filter(|copy| copy.pack == entry.pack).peekable();
     of_this.peek().is_some() && of_this.all(|copy| copy != entry)
 }
 
@@ -141,7 +143,8 @@ fn are_seamless(entries: &[IndexEntry], end: u64) -> bool {
 
 /// Whether these keys open the frames of a pack. That they do not is nothing against it.
 fn are_readable(keys: &Keys, entries: &[IndexEntry]) -> bool {
-    entries.first().is_none_or(|entry| keys.open_frames_of(&entry.salt))
+    let opens = |class| class == PackClass::Structure || keys.access() == KeyAccess::Full;
+    entries.first().is_none_or(|entry| opens(entry.kind.class()))
 }
 
 /// Entries that follow each other and lie in one frame, frame by frame.
@@ -149,21 +152,27 @@ fn frames_of(entries: &[IndexEntry]) -> impl Iterator<Item = &[IndexEntry]> {
     entries.chunk_by(|one, next| {
         let frame = |entry: &IndexEntry| {
             let Placement { offset, length, frame, .. } = entry.placement;
-            (entry.salt, entry.kind, offset, length, frame)
+            (entry.pack, entry.kind, offset, length, frame)
         };
         frame(one) == frame(next)
     })
 }
 
 /// Opens a frame once, and hashes each of its chunks; returns those that can not be read, and why.
-fn check_frame(keys: &Keys, pack: &mut [u8], chunks: &[IndexEntry]) -> Vec<(IndexEntry, String)> {
+fn check_frame(
+    keys: &Keys,
+    key: &Result<Arc<PackKey>, String>,
+    pack: &mut [u8],
+    chunks: &[IndexEntry],
+) -> Vec<(IndexEntry, String)> {
     let Some(first) = chunks.first() else { return Vec::new() };
     let (from, count) = (first.placement.offset as usize, first.placement.length as usize);
     let opened = match pack.get_mut(from..).and_then(|rest| rest.get_mut(..count)) {
         None => Err(format!("it ends before byte {}", from.saturating_add(count))),
-        Some(frame) => PackKey::derive(keys, &first.salt)
-            .and_then(|key| key.open_in_place(first.kind, first.placement.frame, frame))
-            .map_err(|error| error.to_string()),
+        Some(frame) => key.clone().and_then(|key| {
+            let opened = key.open_in_place(first.kind, first.placement.frame, frame);
+            opened.map_err(|error| error.to_string())
+        }),
     };
     let of_chunk = |entry: &IndexEntry| match &opened {
         Err(reason) => Some((*entry, reason.clone())),
@@ -176,9 +185,7 @@ fn check_frame(keys: &Keys, pack: &mut [u8], chunks: &[IndexEntry]) -> Vec<(Inde
 }
 
 fn entries_of(loaded: &Loaded, id: &PackId) -> Vec<IndexEntry> {
-    let naming = loaded.segments.iter().filter(|segment| segment.packs().any(|pack| pack == *id));
-    let entries = naming.flat_map(|segment| segment.entries().map(|(_, entry)| entry));
-    let mut entries: Vec<IndexEntry> = entries.filter(|entry| entry.salt.pack_id() == *id).collect();
+    let mut entries = loaded.entries_in(id);
     entries.sort_by_key(|entry| (entry.placement.offset, entry.placement.frame, entry.placement.part));
     entries.dedup();
     entries
@@ -208,9 +215,14 @@ async fn check_chunks(
     found.read = true;
     let repository = Arc::clone(repository);
     let keys = Arc::clone(&repository.keys);
+    let key = match repository.pack_keys.of(&*repository.backend, &repository.keys, id).await {
+        Ok(key) => Ok(key),
+        Err(error) if error.is_loss() => Err(reason(&error)),
+        Err(error) => return Err(error),
+    };
     let work = move || -> Vec<(IndexEntry, String)> {
         let mut bytes = bytes;
-        frames_of(&entries).flat_map(|chunks| check_frame(&keys, &mut bytes, chunks)).collect()
+        frames_of(&entries).flat_map(|chunks| check_frame(&keys, &key, &mut bytes, chunks)).collect()
     };
     let bad = repository.run(work).await?;
     if let (None, Some((first, reason))) = (&found.damage, bad.first()) {

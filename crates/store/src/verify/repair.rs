@@ -56,6 +56,7 @@ impl Repository {
         let fresh = self.reopen_on(repository.backend.clone())?.inner;
         fresh.bar_copies(&state).await?;
         fresh.index.refresh(&*fresh.backend, &fresh.keys).await?;
+        fresh.index.read_all(&*fresh.backend, &fresh.keys).await?;
         report.index_bytes = fresh.index.publish_learned(&*fresh.backend, &fresh.keys).await?;
         for name in damaged {
             if crate::keep::is_held(&fresh, &name).await? {
@@ -72,6 +73,7 @@ impl Repository {
     async fn confirm(&self, report: &mut RepairReport) -> Result<(), StoreError> {
         let repository = &self.inner;
         repository.index.refresh(&*repository.backend, &repository.keys).await?;
+        repository.index.read_all(&*repository.backend, &repository.keys).await?;
         let forgotten: HashSet<_> = tombstones(repository).await?.of_points().into_keys().collect();
         let listing = self.points(&PointFilter::default()).await?;
         for summary in listing.points.iter().chain(&listing.quarantined).filter(|point| !forgotten.contains(&point.id))

@@ -237,7 +237,7 @@ impl Walk<'_> {
         let is_good = |pack: &PackId| {
             !loaded.lost.contains(pack) && !bad.packs.contains(pack) && !bad.copies.contains(&(*id, *pack))
         };
-        let good: Vec<PackId> = copies.iter().map(|entry| entry.salt.pack_id()).filter(is_good).collect();
+        let good: Vec<PackId> = copies.iter().map(|entry| entry.pack).filter(is_good).collect();
         if !good.is_empty() && good.iter().all(|pack| self.unindexed.contains(pack)) {
             self.needed.extend(good.iter().copied());
         }
