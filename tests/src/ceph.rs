@@ -6,7 +6,7 @@
 use crate::{Outcome, s3};
 use std::fs;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,12 +19,22 @@ pub const ACCESS_KEY: &str = "xenvault-test";
 /// Its secret key.
 pub const SECRET_KEY: &str = "xenvault-secret-of-tests";
 
+/// Where the storage daemon keeps its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    /// Fast, and gone with the daemon.
+    Memory,
+    /// A sparse file: what was acknowledged outlives the daemon.
+    Disk,
+}
+
 /// A running gateway with what it stands on.
 #[derive(Debug)]
 pub struct Ceph {
     folder: tempfile::TempDir,
     gateway_port: u16,
-    base: Vec<Child>,
+    monitor: Option<Child>,
+    storage: Option<Child>,
     gateway: Option<Child>,
 }
 
@@ -34,29 +44,34 @@ impl Ceph {
     /// # Errors
     /// What did not start, with the command; `cargo xtask test` installs the packages.
     pub fn start() -> Outcome<Self> {
+        Self::start_on(Medium::Memory)
+    }
+
+    /// Starts one that keeps its data there.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(medium: Medium) -> Outcome<Self> {
         let folder = tempfile::tempdir()?;
         let (monitor_port, gateway_port) = (free_port()?, free_port()?);
-        let mut ceph = Self { folder, gateway_port, base: Vec::new(), gateway: None };
+        let mut ceph = Self { folder, gateway_port, monitor: None, storage: None, gateway: None };
         for name in ["mon", "osd", "run"] {
             fs::create_dir(ceph.folder.path().join(name))?;
         }
         let cluster = uuid::Uuid::new_v4().to_string();
-        fs::write(ceph.folder.path().join("ceph.conf"), configuration(ceph.folder.path(), &cluster, monitor_port))?;
+        fs::write(
+            ceph.folder.path().join("ceph.conf"),
+            configuration(ceph.folder.path(), &cluster, monitor_port, medium),
+        )?;
         let map = ceph.folder.path().join("monmap");
         let address = format!("[v2:127.0.0.1:{monitor_port}]");
         ceph.run("monmaptool", &["--create", "--fsid", &cluster, "--addv", "a", &address, &text(&map)])?;
         ceph.run("ceph-mon", &["-i", "a", "--mkfs", "--monmap", &text(&map)])?;
-        let monitor = ceph.spawn("ceph-mon", &["-i", "a", "-f"])?;
-        ceph.base.push(monitor);
+        ceph.monitor = Some(ceph.spawn("ceph-mon", &["-i", "a", "-f"])?);
         let storage = uuid::Uuid::new_v4().to_string();
         ceph.run("ceph", &["--connect-timeout", "150", "osd", "new", &storage])?;
         ceph.run("ceph-osd", &["-i", "0", "--mkfs", "--osd-uuid", &storage])?;
-        let daemon = ceph.spawn("ceph-osd", &["-i", "0", "-f"])?;
-        ceph.base.push(daemon);
-        ceph.wait("the storage daemon", |ceph| {
-            let stat = ceph.command("ceph", &["osd", "stat"]).output();
-            stat.is_ok_and(|stat| String::from_utf8_lossy(&stat.stdout).contains("1 up"))
-        })?;
+        ceph.start_storage()?;
         ceph.start_gateway()?;
         ceph.add_user("adm", ACCESS_KEY, SECRET_KEY)?;
         Ok(ceph)
@@ -67,16 +82,53 @@ impl Ceph {
         format!("http://127.0.0.1:{}", self.gateway_port)
     }
 
+    /// The same, for whoever connects without a client.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.gateway_port))
+    }
+
+    /// Kills the storage daemon: what is asked of the gateway waits.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn kill_storage(&mut self) -> Outcome {
+        end(&mut self.storage)
+    }
+
+    /// Starts the storage daemon, and waits until the monitor counts on it.
+    ///
+    /// # Errors
+    /// If that does not happen within a few minutes.
+    pub fn start_storage(&mut self) -> Outcome {
+        self.storage = Some(self.spawn("ceph-osd", &["-i", "0", "-f"])?);
+        self.wait("the storage daemon", |ceph| {
+            let stat = ceph.command("ceph", &["osd", "stat"]).output();
+            stat.is_ok_and(|stat| String::from_utf8_lossy(&stat.stdout).contains("1 up"))
+        })
+    }
+
+    /// Lets the storage daemon stand still for a while: no request fails, none ends.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn pause_storage(&self, time: Duration) -> Outcome {
+        pause(self.storage.as_ref(), time)
+    }
+
+    /// Lets the gateway stand still for a while.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn pause_gateway(&self, time: Duration) -> Outcome {
+        pause(self.gateway.as_ref(), time)
+    }
+
     /// Kills the gateway: connections break, and new ones are refused. What it has acknowledged stays.
     ///
     /// # Errors
     /// Those of the operating system.
     pub fn stop_gateway(&mut self) -> Outcome {
-        if let Some(mut gateway) = self.gateway.take() {
-            gateway.kill()?;
-            gateway.wait()?;
-        }
-        Ok(())
+        end(&mut self.gateway)
     }
 
     /// Starts the gateway, on the same port, and waits until it answers.
@@ -166,12 +218,26 @@ impl Ceph {
 
 impl Drop for Ceph {
     fn drop(&mut self) {
-        // What does not end by a kill is nothing that a test could mend.
-        for child in self.gateway.iter_mut().chain(&mut self.base) {
-            let _ = child.kill();
-            let _ = child.wait();
+        for child in [&mut self.gateway, &mut self.storage, &mut self.monitor] {
+            // What does not end by a kill is nothing that a test could mend.
+            let _ = end(child);
         }
     }
+}
+
+fn end(child: &mut Option<Child>) -> Outcome {
+    if let Some(mut child) = child.take() {
+        child.kill()?;
+        child.wait()?;
+    }
+    Ok(())
+}
+
+fn pause(child: Option<&Child>, time: Duration) -> Outcome {
+    let process = child.ok_or("it does not run")?.id().to_string();
+    finish(Command::new("kill").args(["-STOP", &process]))?;
+    std::thread::sleep(time);
+    finish(Command::new("kill").args(["-CONT", &process]))
 }
 
 fn text(path: &Path) -> String {
@@ -203,8 +269,12 @@ fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn configuration(folder: &Path, cluster: &str, monitor_port: u16) -> String {
+fn configuration(folder: &Path, cluster: &str, monitor_port: u16, medium: Medium) -> String {
     let folder = folder.display();
+    let medium = match medium {
+        Medium::Memory => "osd objectstore = memstore\nmemstore device bytes = 4294967296",
+        Medium::Disk => "osd objectstore = bluestore\nbluestore block size = 10737418240",
+    };
     format!(
         "[global]\n\
          fsid = {cluster}\n\
@@ -221,8 +291,7 @@ fn configuration(folder: &Path, cluster: &str, monitor_port: u16) -> String {
          mon data = {folder}/mon\n\
          osd data = {folder}/osd\n\
          rgw data = {folder}/run\n\
-         osd objectstore = memstore\n\
-         memstore device bytes = 4294967296\n\
+         {medium}\n\
          osd pool default size = 1\n\
          osd crush chooseleaf type = 0\n\
          osd pool default pg num = 8\n\

@@ -4,7 +4,9 @@
 pub mod ceph;
 pub mod clients;
 pub mod images;
+pub mod liar;
 pub mod programs;
+pub mod proxy;
 pub mod s3;
 pub mod simulator;
 

@@ -10,7 +10,19 @@ use std::sync::OnceLock;
 const FOLDER_VARIABLE: &str = "XENVAULT_PROGRAMS";
 
 /// Everything that the programs would take from the caller's environment.
-const THEIR_VARIABLES: [&str; 4] = ["XENVAULT_PASSWORD", "XENVAULT_PASSPHRASE", "XENVAULT_STATE", "XENVAULT_LOG"];
+const THEIR_VARIABLES: [&str; 11] = [
+    "XENVAULT_PASSWORD",
+    "XENVAULT_PASSPHRASE",
+    "XENVAULT_STATE",
+    "XENVAULT_LOG",
+    "XENVAULT_CACHE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_CA_BUNDLE",
+];
 
 /// The programs that are tested.
 const PROGRAMS: [&str; 3] = ["xenvault-datamover", "xenvault-restore", "xenvault-sim"];

@@ -7,122 +7,15 @@
     reason = "a test ends with a panic, and its helpers too"
 )]
 
+mod bucket;
+
+use bucket::{back_up, bucket, ceph, fault, noise, options, passphrase, read, repository};
 use bytes::Bytes;
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
-use xenvault_block::ByteRange;
-use xenvault_store::backend::{Backend, Bucket, BucketFault, BucketOptions, Patience};
-use xenvault_store::{
-    DiskMapRef, DiskOptions, InitOptions, Level, PointDisk, PointFilter, PointId, PointManifest, Repository, Secret,
-    StoreError, WriterOptions,
-};
-use xenvault_tests::ceph::{ACCESS_KEY, Ceph, SECRET_KEY};
-
-fn options(ceph: &Ceph, bucket: &str, folder: &str) -> BucketOptions {
-    BucketOptions {
-        bucket: bucket.to_owned(),
-        folder: folder.to_owned(),
-        endpoint: Some(ceph.endpoint()),
-        region: "us-east-1".to_owned(),
-        access_key: ACCESS_KEY.to_owned(),
-        secret_key: SECRET_KEY.to_owned().into(),
-        session_token: None,
-        authority: None,
-        clear_text: true,
-        patience: Patience { silence: Duration::from_secs(20), total: Duration::from_secs(30) },
-    }
-}
-
-fn bucket(ceph: &Ceph, folder: &str) -> Arc<dyn Backend> {
-    Arc::new(Bucket::s3(&options(ceph, "backups", folder)).unwrap())
-}
-
-fn ceph() -> Ceph {
-    let ceph = Ceph::start().unwrap();
-    ceph.make_bucket("backups", false).unwrap();
-    ceph
-}
-
-/// What is wrong with a place.
-async fn fault(place: &Bucket) -> BucketFault {
-    let error = place.list("points").await.unwrap_err();
-    *error.into_inner().unwrap().downcast().unwrap()
-}
-
-fn passphrase() -> Secret {
-    Secret::new("correct horse battery staple")
-}
-
-/// Small packs, so that little data makes many objects.
-async fn repository(place: Arc<dyn Backend>) -> Repository {
-    let mut options = InitOptions::default();
-    options.pack_target_bytes = 256 * 1024;
-    Repository::init_on(place, &passphrase(), options).await.unwrap()
-}
-
-/// Bytes that do not compress.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-fn manifest(map: DiskMapRef, vm_config: xenvault_store::BlobRef) -> PointManifest {
-    PointManifest {
-        id: PointId::random(),
-        run_id: uuid::Uuid::new_v4(),
-        fencing: 1,
-        instance: "test".to_owned(),
-        pool_uuid: uuid::Uuid::from_u128(1).to_string(),
-        vm_uuid: uuid::Uuid::from_u128(2).to_string(),
-        vm_name: "vm".to_owned(),
-        level: Level::Full,
-        reason: "first-backup".to_owned(),
-        created_unix_ms: 1_700_000_000_000,
-        parent: None,
-        newest_sweep_seen: 0,
-        disks: vec![PointDisk {
-            vdi_uuid: uuid::Uuid::from_u128(3).to_string(),
-            snapshot_vdi_uuid: uuid::Uuid::from_u128(4).to_string(),
-            name: "disk".to_owned(),
-            device: "0".to_owned(),
-            virtual_size: map.virtual_size,
-            map,
-            level: Level::Full,
-            reason: "first-backup".to_owned(),
-            changed_bytes: map.virtual_size,
-            bitmap: None,
-            chain_nonce: None,
-            attributes: BTreeMap::new(),
-        }],
-        vm_config,
-        attributes: BTreeMap::new(),
-    }
-}
-
-async fn back_up(repository: &Repository, content: &[u8]) -> Result<(PointId, DiskMapRef), StoreError> {
-    let writer = repository.writer(WriterOptions::default()).await?;
-    let mut disk = writer.disk(DiskOptions { virtual_size: content.len() as u64, base: None }).await?;
-    for (at, piece) in content.chunks(1 << 20).enumerate() {
-        disk.write((at as u64) << 20, Bytes::copy_from_slice(piece)).await?;
-    }
-    let map = disk.finish().await?.map;
-    let config = writer.put_blob(b"{}").await?;
-    Ok((writer.publish(manifest(map, config)).await?, map))
-}
-
-async fn read(repository: &Repository, map: &DiskMapRef) -> Vec<u8> {
-    repository.disk(map).read_at(ByteRange::up_to(map.virtual_size)).await.unwrap().to_vec()
-}
+use xenvault_store::backend::{Backend, Bucket, BucketFault};
+use xenvault_store::{PointFilter, Repository, Secret, StoreError};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_in_a_bucket_is_written_and_read_by_several() {
@@ -236,38 +129,4 @@ async fn keys_that_do_not_fit_and_buckets_that_are_not_there_are_told_apart_from
     }
     let error = Repository::open_on(Arc::new(nowhere), &passphrase()).await.unwrap_err();
     assert!(matches!(error, StoreError::Backend { .. }), "{error:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_is_killed_and_comes_back_in_the_middle_of_writes_loses_nothing() {
-    let mut ceph = ceph();
-    let repository = repository(bucket(&ceph, "one")).await;
-    let (kept, kept_map) = back_up(&repository, &noise(1, 4 << 20)).await.unwrap();
-    let content = noise(2, 48 << 20);
-    let writing = {
-        let (repository, content) = (repository.clone(), content.clone());
-        tokio::spawn(async move { back_up(&repository, &content).await })
-    };
-    for _ in 0..2 {
-        let watch = bucket(&ceph, "one");
-        let before = watch.list("packs").await.unwrap().len();
-        while watch.list("packs").await.unwrap().len() < before + 8 && !writing.is_finished() {
-            tokio::task::yield_now().await;
-        }
-        tokio::task::block_in_place(|| {
-            ceph.stop_gateway().unwrap();
-            std::thread::sleep(Duration::from_secs(2));
-            ceph.start_gateway().unwrap();
-        });
-    }
-    let (point, map) = writing.await.unwrap().unwrap();
-    let fresh = Repository::open_on(bucket(&ceph, "one"), &passphrase()).await.unwrap();
-    let listing = fresh.points(&PointFilter::default()).await.unwrap();
-    assert!(listing.damaged.is_empty());
-    assert_eq!(listing.points.len(), 2);
-    assert!(
-        listing.points.iter().any(|found| found.id == point) && listing.points.iter().any(|found| found.id == kept)
-    );
-    assert!(read(&fresh, &map).await == content);
-    assert!(read(&fresh, &kept_map).await == noise(1, 4 << 20));
 }

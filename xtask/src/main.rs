@@ -32,6 +32,9 @@ enum Command {
         /// Also the tests that take minutes or gigabytes (built with optimisation)
         #[arg(long)]
         long: bool,
+        /// Only the tests of the repository, in a bucket of Ceph
+        #[arg(long, conflicts_with = "long")]
+        bucket: bool,
     },
     /// Backs up three VMs of a simulated pool, changes files in them, backs up again, restores one and compares
     Demo,
@@ -61,7 +64,8 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Check => check::run(),
-        Command::Test { long } => test::run(long),
+        Command::Test { bucket: true, .. } => test::run_in_bucket(),
+        Command::Test { long, .. } => test::run(long),
         Command::Demo => demo::run(),
         Command::Measure { figure } => measure::run(figure),
         Command::Bench { what, rounds } => bench::run(what, rounds),

@@ -48,6 +48,7 @@ pub use counters::{Stage, WriteCounters, WriteProgress};
 pub use disk::{DiskOptions, DiskResult, DiskStats, DiskWriter};
 pub use error::{Retry, StoreError};
 pub use forget::ForgetReport;
+pub use index::IndexCacheOptions;
 pub use keep::{KeepOptions, KeepReport, PointProtection};
 pub use monitor::{MaintenanceMonitor, MaintenanceProgress, MaintenanceStage};
 pub use place::PlaceFacts;

@@ -21,6 +21,10 @@ pub(crate) const DAMAGE: &str = "records/damage";
 pub(crate) const VERIFICATIONS: &str = "records/verifications";
 pub(crate) const SWEEPS: &str = "sweeps";
 
+pub(crate) fn key(number: u32) -> String {
+    format!("{KEYS}/{number}")
+}
+
 pub(crate) fn pack(id: &PackId) -> String {
     format!("{}/{id}", pack_folder(id))
 }

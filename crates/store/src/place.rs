@@ -197,27 +197,51 @@ fn is_below(name: &str, folder: &str) -> bool {
     name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Writes the objects that make a repository, the last one last. Where somebody else has done so at the same time, one of
-/// the two fails, also at a service that keeps to no condition.
-pub(crate) async fn make(backend: &dyn Backend, objects: [(&str, Vec<u8>); 2]) -> Result<(), StoreError> {
-    let [(key_name, key), (config_name, config)] = objects;
+/// Writes the objects that make a repository, the one that makes it one last. Of several who do so at the same time at most
+/// one succeeds, also at a service that keeps to no condition.
+pub(crate) async fn make(backend: &dyn Backend, key: Vec<u8>, config: Vec<u8>) -> Result<(), StoreError> {
     let taken = || StoreError::NotEmpty { path: backend.location() };
-    put(backend, key_name, key.clone().into()).await.map_err(|error| StoreError::io("write", key_name, error))?;
-    match backend.put_new(config_name, config.clone().into()).await {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(taken()),
-        made => made.map_err(|error| StoreError::io("write", config_name, error))?,
-    }
-    let is_mine = async |name: &str, bytes: &[u8]| match get(backend, name, MAX_CONFIG_BYTES).await {
-        Err(error) if is_absent(&error) => Ok(false),
-        found => found.map(|found| found == bytes).map_err(|error| StoreError::io("read", name, error)),
+    let key_name = place_key(backend, &key).await?;
+    let made = match backend.put_new(names::CONFIG, config.clone().into()).await {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        made => made.map(|()| true).map_err(|error| StoreError::io("write", names::CONFIG, error))?,
     };
-    let (config_is_mine, key_is_mine) = (is_mine(config_name, &config).await?, is_mine(key_name, &key).await?);
-    if config_is_mine && key_is_mine {
+    let config_is_mine = made && holds(backend, names::CONFIG, &config).await?;
+    if config_is_mine && holds(backend, &key_name, &key).await? {
         return Ok(());
     }
-    if config_is_mine {
-        // With a key that does not fit it would be a repository that nobody can open.
-        backend.remove(config_name).await.map_err(|error| StoreError::io("remove", config_name, error))?;
+    // With a key that does not fit it would be a repository that nobody can open; a key without it is of no use.
+    for (name, is_mine) in [(names::CONFIG, config_is_mine), (&key_name, holds(backend, &key_name, &key).await?)] {
+        if is_mine {
+            backend.remove(name).await.map_err(|error| StoreError::io("remove", name, error))?;
+        }
     }
     Err(taken())
+}
+
+/// Writes a key slot under the first number that is free: those of others, who died or are just as far, stay as they are.
+async fn place_key(backend: &dyn Backend, key: &[u8]) -> Result<String, StoreError> {
+    const SLOTS: u32 = 1000;
+    if backend.service().is_none() && !backend.oldest_counts() {
+        // Nobody else is at it: whoever makes one holds the folder's lock.
+        put(backend, names::FIRST_KEY, Bytes::copy_from_slice(key))
+            .await
+            .map_err(|error| StoreError::io("write", names::FIRST_KEY, error))?;
+        return Ok(names::FIRST_KEY.to_owned());
+    }
+    for number in 1..SLOTS {
+        let name = names::key(number);
+        match backend.put_new(&name, Bytes::copy_from_slice(key)).await {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            written => return written.map(|()| name.clone()).map_err(|error| StoreError::io("write", &name, error)),
+        }
+    }
+    Err(StoreError::NotEmpty { path: backend.location() })
+}
+
+async fn holds(backend: &dyn Backend, name: &str, bytes: &[u8]) -> Result<bool, StoreError> {
+    match get(backend, name, MAX_CONFIG_BYTES).await {
+        Err(error) if is_absent(&error) => Ok(false),
+        found => found.map(|found| found == bytes).map_err(|error| StoreError::io("read", name, error)),
+    }
 }

@@ -14,7 +14,7 @@ use xenvault_store_format::{
 
 use crate::backend::{Backend, LocalFolder, get, lock_folder, put};
 use crate::cache::Cache;
-use crate::index::Index;
+use crate::index::{Index, IndexCache, IndexCacheOptions};
 use crate::pool::WorkerPool;
 use crate::sweeps::Sweeps;
 use crate::{
@@ -143,7 +143,7 @@ impl Repository {
         }
         let encoded = config.encode(&keys).map_err(|error| StoreError::format(names::CONFIG, error))?;
         // The config makes it a repository, so it comes last.
-        place::make(&*backend, [(names::FIRST_KEY, slot.encode()), (names::CONFIG, encoded)]).await?;
+        place::make(&*backend, slot.encode(), encoded).await?;
         Self::assemble(backend, Arc::new(keys), config)
     }
 
@@ -205,6 +205,12 @@ impl Repository {
             Err(error) => return Err(StoreError::io("write", names::CONFIG, error)),
         }
         Ok(())
+    }
+
+    /// Keeps copies of index segments on this machine from now on. Only of use where the repository has no files of its own
+    /// that can be mapped; whatever happens to the copies, it costs time and nothing else. Only the first call counts.
+    pub fn cache_index(&self, options: IndexCacheOptions) {
+        self.inner.index.cache(IndexCache::new(options, self.id()));
     }
 
     /// What was found out about the place that the repository is at.

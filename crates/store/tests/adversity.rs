@@ -10,21 +10,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use common::{BLOCK, back_up, local, manifest, noise, objects, passphrase, read_disk, small_packs, write_disk, writer};
+use common::{BLOCK, back_up, local, manifest, noise, objects, read_disk, small_packs, write_disk, writer};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 use xenvault_block::ByteRange;
-use xenvault_store::backend::{Backend, LocalFolder, Upload};
+use xenvault_store::backend::{Backend, Upload};
 use xenvault_store::{DiskMapRef, DiskOptions, PointManifest, Repository, StoreError};
 
 #[tokio::test]
 async fn a_look_up_that_fails_half_way_forgets_no_pack() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(1, 3 << 20);
     let (_, map) = back_up(&repository, &content).await;
-    std::fs::remove_dir_all(folder.path().join("index")).unwrap();
+    common::fs::remove_dir_all(folder.path().join("index")).unwrap();
     // Each directory takes three reads; the fourth pack can not be read once.
     for number in [1, 10, 12] {
         let probe = Probe::new(folder.path());
@@ -38,11 +38,11 @@ async fn a_look_up_that_fails_half_way_forgets_no_pack() {
 
 #[tokio::test]
 async fn a_look_up_that_is_dropped_half_way_forgets_no_pack() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(2, 3 << 20);
     let (_, map) = back_up(&repository, &content).await;
-    std::fs::remove_dir_all(folder.path().join("index")).unwrap();
+    common::fs::remove_dir_all(folder.path().join("index")).unwrap();
     for number in [1, 10, 12] {
         let probe = Probe::new(folder.path());
         let repository = repository.reopen_on(probe.clone()).unwrap();
@@ -57,7 +57,7 @@ async fn a_look_up_that_is_dropped_half_way_forgets_no_pack() {
 
 #[tokio::test]
 async fn an_index_segment_that_can_not_be_read_costs_nothing_but_time() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(3, 1 << 20);
     let (_, map) = back_up(&repository, &content).await;
@@ -69,12 +69,11 @@ async fn an_index_segment_that_can_not_be_read_costs_nothing_but_time() {
 
 #[tokio::test]
 async fn an_index_segment_of_no_sane_length_is_not_loaded() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(3, 1 << 20);
     let (_, map) = back_up(&repository, &content).await;
-    let monster = std::fs::File::create(folder.path().join("index/monster")).unwrap();
-    monster.set_len(1 << 40).unwrap();
+    common::fs::write_monster(&folder.path().join("index/monster")).unwrap();
     for backend in [local(folder.path()), Probe::new(folder.path()) as Arc<dyn Backend>] {
         assert!(read_disk(&repository.reopen_on(backend).unwrap(), &map).await == content);
     }
@@ -82,7 +81,7 @@ async fn an_index_segment_of_no_sane_length_is_not_loaded() {
 
 #[tokio::test]
 async fn what_a_lost_pack_held_is_stored_again() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(4, 3 << 20);
     let (_, first) = back_up(&repository, &content).await;
@@ -91,7 +90,7 @@ async fn what_a_lost_pack_held_is_stored_again() {
     for (lost, process) in
         [(&packs[1], repository.clone()), (&packs[2], repository.reopen_on(local(folder.path())).unwrap())]
     {
-        std::fs::remove_file(lost).unwrap();
+        common::fs::remove_file(lost).unwrap();
         let (id, map) = back_up(&process, &content).await;
         assert_eq!(map, first);
         let reader = repository.reopen_on(local(folder.path())).unwrap();
@@ -102,11 +101,11 @@ async fn what_a_lost_pack_held_is_stored_again() {
 
 #[tokio::test]
 async fn an_incremental_over_a_base_that_lost_a_pack_fails_and_a_full_heals_it() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(8, 3 << 20);
     let (_, base) = back_up(&repository, &content).await;
-    std::fs::remove_file(&objects(folder.path(), "packs")[3]).unwrap();
+    common::fs::remove_file(&objects(folder.path(), "packs")[3]).unwrap();
     let repository = repository.reopen_on(local(folder.path())).unwrap();
     let error = match writer(&repository).await.disk(DiskOptions { virtual_size: 3 << 20, base: Some(base) }).await {
         Err(error) => error,
@@ -121,7 +120,7 @@ async fn an_incremental_over_a_base_that_lost_a_pack_fails_and_a_full_heals_it()
 
 #[tokio::test]
 async fn any_copy_of_a_chunk_will_do() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(5, 2 << 20);
     let (one, other) =
@@ -139,21 +138,21 @@ async fn any_copy_of_a_chunk_will_do() {
         objects(folder.path(), "packs").into_iter().partition(|path| of_one.contains(path));
     assert!(second.len() > 3, "the test needs copies");
     for half in [first, second] {
-        let healthy: Vec<_> = half.iter().map(|path| std::fs::read(path).unwrap()).collect();
+        let healthy: Vec<_> = half.iter().map(|path| common::fs::read(path).unwrap()).collect();
         for (path, bytes) in half.iter().zip(&healthy) {
             let mut hurt = bytes.clone();
             hurt[64..].iter_mut().for_each(|byte| *byte ^= 0x55);
-            std::fs::write(path, hurt).unwrap();
+            common::fs::write(path, hurt).unwrap();
         }
         let reader = repository.reopen_on(local(folder.path())).unwrap();
         assert!(read_disk(&reader, &map).await == content);
-        half.iter().zip(healthy).for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+        half.iter().zip(healthy).for_each(|(path, bytes)| common::fs::write(path, bytes).unwrap());
     }
 }
 
 #[tokio::test]
 async fn a_point_is_never_replaced() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let (id, map) = back_up(&repository, &noise(6, 100_000)).await;
     let before = repository.point(&id).await.unwrap();
@@ -167,11 +166,11 @@ async fn a_point_is_never_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_who_make_a_repository_at_once_one_succeeds() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let path = folder.path().join("repository");
     let makers = (0..3).map(|_| {
         let path = path.clone();
-        tokio::spawn(async move { Repository::init(&path, &passphrase(), Default::default()).await })
+        tokio::spawn(async move { common::init(&path, Default::default()).await })
     });
     let mut made = Vec::new();
     for result in futures::future::join_all(makers).await {
@@ -181,12 +180,12 @@ async fn of_several_who_make_a_repository_at_once_one_succeeds() {
         }
     }
     assert_eq!(made.len(), 1);
-    assert_eq!(Repository::open(&path, &passphrase()).await.unwrap().id(), made[0]);
+    assert_eq!(common::open(&path).await.unwrap().id(), made[0]);
 }
 
 #[tokio::test]
 async fn packs_of_others_are_made_durable_before_a_point_leans_on_them() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(7, 2 << 20);
     {
@@ -226,7 +225,7 @@ fn bordered(size: u64) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_at_every_kind_of_border_cut_as_a_full_does() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = common::new_repository(folder.path()).await;
     let size = 2 * LEAF + 500_000 + 513;
     let content = bordered(size);
@@ -305,7 +304,7 @@ async fn check_case(repository: &Repository, base: DiskMapRef, content: &[u8], s
 /// A folder that is no folder to its user, notes what is asked of it, and fails or stalls where it is told to.
 #[derive(Debug)]
 struct Probe {
-    folder: LocalFolder,
+    folder: Arc<dyn Backend>,
     reads: AtomicU64,
     /// Number of the read, from 1, that fails; 0 for none.
     fail_read: AtomicU64,
@@ -320,7 +319,7 @@ struct Probe {
 impl Probe {
     fn new(path: &Path) -> Arc<Self> {
         let (reads, fail_read, stall_read, no_index, log, stalled) = Default::default();
-        Arc::new(Self { folder: LocalFolder::new(path), reads, fail_read, stall_read, stalled, no_index, log })
+        Arc::new(Self { folder: local(path), reads, fail_read, stall_read, stalled, no_index, log })
     }
 }
 

@@ -8,9 +8,9 @@ mod common;
 
 use std::path::Path;
 
-use common::{back_up, new_repository, noise, passphrase, read_disk, write_changes, writer};
+use common::{back_up, new_repository, noise, read_disk, write_changes, writer};
 use xenvault_block::ByteRange;
-use xenvault_store::{Level, Repository};
+use xenvault_store::Level;
 
 fn content() -> Vec<u8> {
     let mut content = vec![0; 40 << 20];
@@ -28,7 +28,7 @@ async fn a_repository_of_format_version_0_opens_and_restores() {
         back_up(&repository, &content()).await;
         std::fs::remove_dir(fixture.join("tmp")).unwrap();
     }
-    let repository = Repository::open(&fixture, &passphrase()).await.unwrap();
+    let repository = common::open(&fixture).await.unwrap();
     let listing = repository.points(&Default::default()).await.unwrap();
     assert!(listing.damaged.is_empty());
     let point = repository.point(&listing.points[0].id).await.unwrap();
@@ -44,9 +44,9 @@ async fn a_repository_of_format_version_0_opens_and_restores() {
 #[tokio::test]
 async fn equal_disks_of_a_fixed_key_have_equal_maps_in_every_release() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v0");
-    let folder = tempfile::tempdir().unwrap();
-    copy(&fixture, folder.path());
-    let repository = Repository::open(folder.path(), &passphrase()).await.unwrap();
+    let folder = common::tempdir();
+    common::fs::copy_all(&fixture, folder.path()).unwrap();
+    let repository = common::open(folder.path()).await.unwrap();
     let id = repository.points(&Default::default()).await.unwrap().points[0].id;
     let map = repository.point(&id).await.unwrap().disks[0].map;
     let writer = writer(&repository).await;
@@ -55,17 +55,4 @@ async fn equal_disks_of_a_fixed_key_have_equal_maps_in_every_release() {
     assert_eq!((again.map, again.stats.new_bytes, again.stats.new_pages), (map, 0, 0));
     let changed = write_changes(&writer, map.virtual_size, map, &[(0, vec![7])]).await;
     assert_ne!(changed.map, map);
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            std::fs::create_dir(&target).unwrap();
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

@@ -15,7 +15,7 @@ use common::{BLOCK, back_up, local, manifest, new_repository, noise, read_disk, 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use xenvault_block::{ByteRange, ExtentSet};
-use xenvault_store::backend::{Backend, LocalFolder, Upload};
+use xenvault_store::backend::{Backend, Upload};
 use xenvault_store::{DiskMapRef, DiskOptions, Repository, Stage, WriterOptions};
 
 const TIB: u64 = 1 << 40;
@@ -35,7 +35,7 @@ async fn sparse_disk(repository: &Repository) -> DiskMapRef {
 
 #[tokio::test]
 async fn an_unchanged_tebibyte_stores_next_to_nothing_and_reads_no_data() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let base = sparse_disk(&repository).await;
 
@@ -58,7 +58,7 @@ async fn an_unchanged_tebibyte_stores_next_to_nothing_and_reads_no_data() {
 
 #[tokio::test]
 async fn an_empty_disk_of_2040_gib_costs_nothing_to_write_or_to_walk() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let counting = Counting::new(folder.path().to_owned());
     let repository = new_repository(folder.path()).await.reopen_on(counting.clone()).unwrap();
     let size = 2040 << 30;
@@ -75,7 +75,7 @@ async fn an_empty_disk_of_2040_gib_costs_nothing_to_write_or_to_walk() {
 
 #[tokio::test]
 async fn a_page_write_costs_about_its_own_chunk_and_its_path() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let content = noise(1, 64 << 20);
     let (_, base) = back_up(&repository, &content).await;
@@ -93,7 +93,7 @@ async fn a_page_write_costs_about_its_own_chunk_and_its_path() {
 
 #[tokio::test]
 async fn the_same_file_at_another_place_of_another_disk_is_stored_once() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let file = noise(2, 24 << 20);
     let mut other = vec![0; 3 * BLOCK];
@@ -111,7 +111,7 @@ async fn the_same_file_at_another_place_of_another_disk_is_stored_once() {
 
 #[tokio::test]
 async fn zeros_are_never_stored_and_text_is_compressed() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let writer = writer(&repository).await;
     let mut content = vec![0; 16 << 20];
@@ -132,7 +132,7 @@ async fn zeros_are_never_stored_and_text_is_compressed() {
 
 #[tokio::test]
 async fn random_reads_touch_their_path_only() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let map = sparse_disk(&repository).await;
     let counting = Counting::new(folder.path().to_owned());
@@ -150,7 +150,7 @@ async fn random_reads_touch_their_path_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_medium_holds_the_source_back() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let counting = Counting::new(folder.path().to_owned());
     let repository = new_repository(folder.path()).await.reopen_on(counting.clone()).unwrap();
     let memory_bytes = 8 << 20;
@@ -180,7 +180,7 @@ async fn a_slow_medium_holds_the_source_back() {
 
 #[tokio::test]
 async fn content_is_not_to_be_found_in_the_repository() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let secret = b"a line that must not be readable by whoever holds the folder";
     let mut content = vec![0; 1 << 20];
@@ -188,7 +188,7 @@ async fn content_is_not_to_be_found_in_the_repository() {
     let (_, map) = back_up(&repository, &content).await;
     writer(&repository).await.put_blob(secret).await.unwrap();
     for path in common::objects(folder.path(), "") {
-        let bytes = std::fs::read(&path).unwrap();
+        let bytes = common::fs::read(&path).unwrap();
         assert!(!bytes.windows(16).any(|window| window == &secret[..16]), "{}", path.display());
         assert!(!bytes.windows(8).any(|window| window == b"0000-000" || window == b"first-ba"), "{}", path.display());
     }
@@ -197,7 +197,7 @@ async fn content_is_not_to_be_found_in_the_repository() {
 
 #[tokio::test]
 async fn long_blobs_come_back() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let writer = writer(&repository).await;
     for length in [0, 1, 1 << 20, (1 << 20) + 1, 5_000_000] {
@@ -211,7 +211,7 @@ async fn long_blobs_come_back() {
 /// A folder that counts what is read of it, and whose writes can be held up.
 #[derive(Debug)]
 struct Counting {
-    folder: LocalFolder,
+    folder: Arc<dyn Backend>,
     reads: AtomicU64,
     read_bytes: AtomicU64,
     others: AtomicU64,
@@ -222,7 +222,7 @@ impl Counting {
     fn new(path: PathBuf) -> Arc<Self> {
         let gate = Arc::new(tokio::sync::Semaphore::new(1));
         let (reads, read_bytes, others) = Default::default();
-        Arc::new(Self { folder: LocalFolder::new(path), reads, read_bytes, others, gate })
+        Arc::new(Self { folder: local(&path), reads, read_bytes, others, gate })
     }
 
     /// Reads and writes; opening a writer lists and is not counted.

@@ -7,38 +7,36 @@ mod common;
 use std::path::Path;
 
 use bytes::Bytes;
-use common::{
-    back_up, local, manifest, new_repository, noise, objects, passphrase, read_disk, small_packs, write_disk, writer,
-};
+use common::{back_up, local, manifest, new_repository, noise, objects, read_disk, small_packs, write_disk, writer};
 use futures::StreamExt as _;
 use xenvault_block::ByteRange;
 use xenvault_store::{DiskMapRef, DiskOptions, PointFilter, PointManifest, Repository, Secret, StoreError};
 
 /// Calls `check` with some bits of the file flipped in turn, each at least once per `step` bytes; then heals it.
 async fn with_flips(path: &Path, step: usize, mut check: impl AsyncFnMut(usize)) {
-    let healthy = std::fs::read(path).unwrap();
+    let healthy = common::fs::read(path).unwrap();
     for (round, at) in (0..healthy.len()).step_by(step).enumerate() {
         let mut hurt = healthy.clone();
         hurt[at] ^= 1 << (round % 8);
-        std::fs::write(path, &hurt).unwrap();
+        common::fs::write(path, &hurt).unwrap();
         check(at).await;
     }
     for length in [0, 7, healthy.len() / 2, healthy.len() - 1] {
-        std::fs::write(path, &healthy[..length]).unwrap();
+        common::fs::write(path, &healthy[..length]).unwrap();
         check(length).await;
     }
-    std::fs::write(path, &healthy).unwrap();
+    common::fs::write(path, &healthy).unwrap();
 }
 
 async fn open(path: &Path) -> Result<Repository, StoreError> {
-    Repository::open(path, &passphrase()).await
+    common::open(path).await
 }
 
 #[tokio::test]
 async fn a_wrong_passphrase_is_not_called_damage() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     new_repository(folder.path()).await;
-    let error = Repository::open(folder.path(), &Secret::new("wrong")).await.unwrap_err();
+    let error = Repository::open_on(local(folder.path()), &Secret::new("wrong")).await.unwrap_err();
     assert!(matches!(error, StoreError::WrongPassphrase), "{error}");
     assert!(!error.to_string().contains("wrong\""));
     open(folder.path()).await.unwrap();
@@ -46,55 +44,55 @@ async fn a_wrong_passphrase_is_not_called_damage() {
 
 #[tokio::test]
 async fn what_is_no_repository_is_told_so_and_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     for path in [folder.path().to_owned(), folder.path().join("absent")] {
         let error = open(&path).await.unwrap_err();
         assert!(matches!(error, StoreError::NotARepository { .. }), "{error}");
     }
     // Other programs have a file of this name too.
-    std::fs::write(folder.path().join("config"), "[core]\n\trepositoryformatversion = 0\n").unwrap();
+    common::fs::write(folder.path().join("config"), "[core]\n\trepositoryformatversion = 0\n").unwrap();
     let error = open(folder.path()).await.unwrap_err();
     assert!(matches!(error, StoreError::NotARepository { .. }), "{error}");
-    let error = Repository::init(folder.path(), &passphrase(), Default::default()).await.unwrap_err();
+    let error = common::init(folder.path(), Default::default()).await.unwrap_err();
     assert!(matches!(error, StoreError::NotEmpty { .. }), "{error}");
     assert_eq!(objects(folder.path(), "").len(), 1);
 }
 
 #[tokio::test]
 async fn a_repository_is_made_once() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     // What an interrupted attempt leaves is no hindrance.
-    std::fs::create_dir(folder.path().join("keys")).unwrap();
-    std::fs::write(folder.path().join("keys/1"), "half").unwrap();
+    common::fs::create_dir(folder.path().join("keys")).unwrap();
+    common::fs::write(folder.path().join("keys/1"), "half").unwrap();
     new_repository(folder.path()).await;
-    let error = Repository::init(folder.path(), &passphrase(), Default::default()).await.unwrap_err();
+    let error = common::init(folder.path(), Default::default()).await.unwrap_err();
     assert!(matches!(error, StoreError::NotEmpty { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn a_newer_format_is_named_with_both_versions() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     back_up(&repository, &noise(1, 100_000)).await;
     for object in ["points", "config", "keys"] {
         let path = objects(folder.path(), object).remove(0);
-        let healthy = std::fs::read(&path).unwrap();
+        let healthy = common::fs::read(&path).unwrap();
         let mut newer = healthy.clone();
         newer[8] = 3;
-        std::fs::write(&path, newer).unwrap();
+        common::fs::write(&path, newer).unwrap();
         let error = match open(folder.path()).await {
             Ok(repository) => repository.points(&Default::default()).await.unwrap().damaged.remove(0).error,
             Err(error) => error,
         };
         assert!(matches!(error, StoreError::NewerFormat { found: 3, supported: 0, .. }), "{object}: {error}");
         assert!(error.to_string().contains("version 3"), "{error}");
-        std::fs::write(&path, healthy).unwrap();
+        common::fs::write(&path, healthy).unwrap();
     }
 }
 
 #[tokio::test]
 async fn damage_of_config_and_key_is_noticed_on_opening() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     new_repository(folder.path()).await;
     for object in ["config", "keys"] {
         let path = objects(folder.path(), object).remove(0);
@@ -116,7 +114,7 @@ async fn damage_of_config_and_key_is_noticed_on_opening() {
 
 #[tokio::test]
 async fn a_damaged_point_is_reported_and_hides_no_other() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let (first, _) = back_up(&repository, &noise(1, 100_000)).await;
     let (second, _) = back_up(&repository, &noise(2, 100_000)).await;
@@ -132,7 +130,7 @@ async fn a_damaged_point_is_reported_and_hides_no_other() {
     })
     .await;
     // A point under the name of another.
-    std::fs::copy(&path, path.with_file_name(xenvault_store::PointId::random().to_string())).unwrap();
+    common::fs::copy(&path, path.with_file_name(xenvault_store::PointId::random().to_string())).unwrap();
     let listing = repository.points(&Default::default()).await.unwrap();
     assert_eq!((listing.points.len(), listing.damaged.len()), (2, 1));
 }
@@ -159,7 +157,7 @@ async fn read_what_can_be_read(repository: &Repository, map: &DiskMapRef, conten
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_damage_of_a_pack_ever_gives_wrong_bytes() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let mut content = noise(3, 600_000);
     content[100_000..300_000].fill(7);
@@ -171,11 +169,11 @@ async fn no_damage_of_a_pack_ever_gives_wrong_bytes() {
             hurt += read_what_can_be_read(&repository, &map, &content).await;
         })
         .await;
-        let healthy = std::fs::read(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        let healthy = common::fs::read(&path).unwrap();
+        common::fs::remove_file(&path).unwrap();
         let repository = repository.reopen_on(local(folder.path())).unwrap();
         assert!(read_what_can_be_read(&repository, &map, &content).await > 0);
-        std::fs::write(&path, healthy).unwrap();
+        common::fs::write(&path, healthy).unwrap();
     }
     assert!(hurt > 500, "{hurt}");
     assert_eq!(read_what_can_be_read(&repository, &map, &content).await, 0);
@@ -183,14 +181,14 @@ async fn no_damage_of_a_pack_ever_gives_wrong_bytes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_one_pack_gone_every_disk_without_its_chunks_restores() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let (kept, lost) = (noise(4, 300_000), noise(5, 300_000));
     let (_, kept_map) = back_up(&repository, &kept).await;
     let before = objects(folder.path(), "packs");
     let (_, lost_map) = back_up(&repository, &lost).await;
     let pack = objects(folder.path(), "packs").into_iter().find(|path| !before.contains(path)).unwrap();
-    std::fs::remove_file(&pack).unwrap();
+    common::fs::remove_file(&pack).unwrap();
     let repository = repository.reopen_on(local(folder.path())).unwrap();
     assert_eq!(read_what_can_be_read(&repository, &kept_map, &kept).await, 0);
     let mut stream = repository.disk(&lost_map).stream(ByteRange::up_to(300_000), Default::default());
@@ -204,7 +202,7 @@ async fn with_one_pack_gone_every_disk_without_its_chunks_restores() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_or_lost_index_costs_nothing_but_time() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(6, 900_000);
     let (_, map) = back_up(&repository, &content).await;
@@ -214,7 +212,7 @@ async fn a_damaged_or_lost_index_costs_nothing_but_time() {
             assert_eq!(read_what_can_be_read(&repository, &map, &content).await, 0);
         })
         .await;
-        std::fs::remove_file(&path).unwrap();
+        common::fs::remove_file(&path).unwrap();
     }
     let repository = repository.reopen_on(local(folder.path())).unwrap();
     assert_eq!(read_what_can_be_read(&repository, &map, &content).await, 0);
@@ -222,14 +220,14 @@ async fn a_damaged_or_lost_index_costs_nothing_but_time() {
 
 #[tokio::test]
 async fn a_base_that_can_not_be_read_fails_the_incremental_and_names_the_range() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let (_, map) = back_up(&repository, &noise(7, 2 << 20)).await;
     for path in objects(folder.path(), "packs") {
-        let mut bytes = std::fs::read(&path).unwrap();
+        let mut bytes = common::fs::read(&path).unwrap();
         let end = bytes.len() / 2;
         bytes[64..end].iter_mut().for_each(|byte| *byte ^= 0x55);
-        std::fs::write(path, bytes).unwrap();
+        common::fs::write(path, bytes).unwrap();
     }
     let repository = repository.reopen_on(local(folder.path())).unwrap();
     let writer = writer(&repository).await;
@@ -254,7 +252,7 @@ async fn a_base_that_can_not_be_read_fails_the_incremental_and_names_the_range()
 
 #[tokio::test]
 async fn calls_that_break_the_rules_are_refused_with_numbers() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let writer = writer(&repository).await;
     let mut disk = writer.disk(DiskOptions { virtual_size: 10_000, base: None }).await.unwrap();
@@ -278,7 +276,7 @@ async fn calls_that_break_the_rules_are_refused_with_numbers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_index_is_made_anew_with_every_copy_of_a_chunk() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(5, 600_000);
     // Two who do not know of each other store the same.
@@ -292,16 +290,16 @@ async fn a_lost_index_is_made_anew_with_every_copy_of_a_chunk() {
     }
     let packs = objects(folder.path(), "packs");
     assert!(packs.len() >= 4, "{}", packs.len());
-    std::fs::remove_dir_all(folder.path().join("index")).unwrap();
+    common::fs::remove_dir_all(folder.path().join("index")).unwrap();
     // Whichever pack is hurt, the other writer's copies are found.
     for pack in packs {
-        let whole = std::fs::read(&pack).unwrap();
+        let whole = common::fs::read(&pack).unwrap();
         let mut hurt = whole.clone();
         let middle = hurt.len() / 3;
         hurt[middle] ^= 1;
-        std::fs::write(&pack, &hurt).unwrap();
+        common::fs::write(&pack, &hurt).unwrap();
         let fresh = repository.reopen_on(local(folder.path())).unwrap();
         assert!(read_disk(&fresh, &map).await == content, "{}", pack.display());
-        std::fs::write(&pack, &whole).unwrap();
+        common::fs::write(&pack, &whole).unwrap();
     }
 }

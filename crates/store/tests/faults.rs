@@ -13,7 +13,7 @@ use bytes::Bytes;
 use common::{back_up, local, manifest, noise, read_disk, small_packs, write_changes, writer};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use xenvault_store::backend::{Backend, LocalFolder, Upload};
+use xenvault_store::backend::{Backend, Upload};
 use xenvault_store::{DiskMapRef, DiskOptions, PointId, Repository, Retry, StoreError, WriterOptions};
 
 /// What happens at the operation with the ordered number, and ever after.
@@ -30,7 +30,7 @@ enum Fault {
 /// A folder that fails from its n-th writing operation on, as if the machine had died or the disk had filled.
 #[derive(Debug)]
 struct Failing {
-    folder: LocalFolder,
+    folder: Arc<dyn Backend>,
     operations: Arc<AtomicU64>,
     first_failure: u64,
     fault: Fault,
@@ -38,7 +38,7 @@ struct Failing {
 
 impl Failing {
     fn new(path: &Path, first_failure: u64, fault: Fault) -> Arc<Self> {
-        Arc::new(Self { folder: LocalFolder::new(path), operations: Arc::default(), first_failure, fault })
+        Arc::new(Self { folder: local(path), operations: Arc::default(), first_failure, fault })
     }
 }
 
@@ -163,7 +163,7 @@ async fn second(
 }
 
 async fn check_fault_everywhere(fault: Fault) {
-    let original = tempfile::tempdir().unwrap();
+    let original = common::tempdir();
     let first = small_packs(original.path()).await;
     let base_content = noise(90, SIZE);
     let (first_id, base) = back_up(&first, &base_content).await;
@@ -171,8 +171,8 @@ async fn check_fault_everywhere(fault: Fault) {
 
     let (mut number, mut failures) = (0, 0);
     loop {
-        let folder = tempfile::tempdir().unwrap();
-        copy_folder(original.path(), folder.path());
+        let folder = common::tempdir();
+        common::fs::copy_all(original.path(), folder.path()).unwrap();
         let failing = first.reopen_on(Failing::new(folder.path(), number, fault)).unwrap();
         let outcome = second(&failing, base, &changes).await;
         drop(failing);
@@ -198,26 +198,14 @@ async fn check_fault_everywhere(fault: Fault) {
                 assert_eq!(matches!(error, StoreError::Full { .. }), fault == Fault::Full, "{number}: {error}");
                 let (_, map) = second(&repository, base, &changes).await.unwrap();
                 assert!(read_disk(&repository, &map).await == content, "{number}");
-                let left = std::fs::read_dir(folder.path().join("tmp")).unwrap().count();
-                assert_eq!(left, 0, "{number}: temporary files are left");
+                let left = common::objects(folder.path(), "tmp").len();
+                let before = common::objects(original.path(), "tmp").len();
+                assert_eq!(left, before, "{number}: temporary files are left");
             }
         }
         number += 1;
     }
     assert!(failures > 15, "only {failures} operations could fail");
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            std::fs::create_dir(&target).unwrap();
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +225,7 @@ async fn a_full_medium_is_named_as_such_and_leaves_every_point_whole() {
 
 #[tokio::test]
 async fn packs_of_a_run_that_was_never_published_are_used_by_the_next() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(5, 8 << 20);
     {
@@ -246,7 +234,7 @@ async fn packs_of_a_run_that_was_never_published_are_used_by_the_next() {
         writer.flush().await.unwrap();
     }
     // Neither does it matter that the index of these packs is lost.
-    std::fs::remove_dir_all(folder.path().join("index")).unwrap();
+    common::fs::remove_dir_all(folder.path().join("index")).unwrap();
     let next = repository.reopen_on(local(folder.path())).unwrap();
     let writer = writer(&next).await;
     let result = common::write_disk(&writer, &content).await;
@@ -260,7 +248,7 @@ async fn packs_of_a_run_that_was_never_published_are_used_by_the_next() {
 
 #[tokio::test]
 async fn a_disk_that_is_abandoned_half_way_takes_nothing_from_the_others() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(6, 6 << 20);
     let writer = writer(&repository).await;
@@ -279,7 +267,7 @@ async fn a_disk_that_is_abandoned_half_way_takes_nothing_from_the_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_share_a_repository_without_knowing_of_each_other() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let runs = (0..4_u64).map(|number| {
         let repository = repository.reopen_on(local(folder.path())).unwrap();
@@ -302,7 +290,7 @@ async fn writers_share_a_repository_without_knowing_of_each_other() {
 
 #[tokio::test]
 async fn a_reader_finds_what_others_publish_after_it_was_opened() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let reader = repository.reopen_on(local(folder.path())).unwrap();
     for seed in 0..3 {

@@ -23,7 +23,7 @@ async fn what_chunks_near_each_other_have_in_common_is_stored_once() {
     let content = text();
     let mut stored = Vec::new();
     for frame_bytes in [0, WriterOptions::default().frame_bytes] {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = common::tempdir();
         let repository = new_repository(folder.path()).await;
         let options = WriterOptions { frame_bytes, ..Default::default() };
         let run = repository.writer(options).await.unwrap();
@@ -42,7 +42,7 @@ async fn what_chunks_near_each_other_have_in_common_is_stored_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn disks_that_stand_still_do_not_hold_up_others() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let run = repository.writer(WriterOptions { memory_bytes: 4 << 20, ..Default::default() }).await.unwrap();
     let size = 400_000;
@@ -78,14 +78,14 @@ async fn disks_that_stand_still_do_not_hold_up_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_counts_a_frame_once_and_its_chunks_by_their_share() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let content = noise(7, 4 << 20);
     let (going, _) = back_up(&repository, &content).await;
     // A quarter of the content stays: of every megabyte, and so of most frames, a part.
     let second: Vec<u8> = content.chunks(256 << 10).step_by(4).flatten().copied().collect();
     let (_, map) = back_up(&repository, &second).await;
-    let length = |path: &std::path::PathBuf| std::fs::metadata(path).unwrap().len();
+    let length = |path: &std::path::PathBuf| common::fs::length(path).unwrap();
     let first_pack = objects(folder.path(), "packs").iter().map(length).max().unwrap();
     repository.forget(&[going], "expired").await.unwrap();
     let mut options = SweepOptions::default();
@@ -106,15 +106,15 @@ async fn a_sweep_counts_a_frame_once_and_its_chunks_by_their_share() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_frame_hurts_each_of_its_chunks_and_no_other() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let content = noise(8, 2 << 20);
     let (_, map) = back_up(&repository, &content).await;
     let pack = objects(folder.path(), "packs").pop().unwrap();
-    let sound = std::fs::read(&pack).unwrap();
+    let sound = common::fs::read(&pack).unwrap();
     let mut hurt = sound.clone();
     hurt[1 << 20] ^= 1;
-    std::fs::write(&pack, hurt).unwrap();
+    common::fs::write(&pack, hurt).unwrap();
     let fresh = || repository.reopen_on(local(folder.path())).unwrap();
     let chunks = fresh().disk(&map).chunks(ByteRange::up_to(map.virtual_size)).await.unwrap();
     let mut unreadable = Vec::new();

@@ -4,7 +4,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::{BLOCK, back_up, local, manifest, new_repository, noise, passphrase, read_disk, write_disk, writer};
+use common::{BLOCK, back_up, local, manifest, new_repository, noise, read_disk, write_disk, writer};
 use futures::TryStreamExt as _;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -123,7 +123,7 @@ async fn compare(repository: &Repository, map: &DiskMapRef, model: &[u8]) -> Res
 #[test]
 fn any_sequence_of_backups_equals_plain_copies() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let first = runtime.block_on(new_repository(folder.path()));
     let case = (0_u64..(40 << 20), proptest::collection::vec(step(), 1..5));
     let mut runner = TestRunner::new(Config { cases: 24, ..Config::default() });
@@ -150,13 +150,13 @@ fn any_sequence_of_backups_equals_plain_copies() {
 
 #[tokio::test]
 async fn a_point_comes_back_after_reopening() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = new_repository(folder.path()).await;
     let content = noise(1, (5 << 20) + 512);
     let (id, map) = back_up(&repository, &content).await;
     drop(repository);
 
-    let repository = Repository::open(folder.path(), &passphrase()).await.unwrap();
+    let repository = common::open(folder.path()).await.unwrap();
     let listing = repository.points(&Default::default()).await.unwrap();
     assert_eq!(listing.points.len(), 1);
     assert!(listing.damaged.is_empty());

@@ -42,7 +42,7 @@ fn repository_path(repository: &Repository) -> std::path::PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forgotten_point_goes_with_what_only_it_needs() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let shared = noise(1, 1 << 20);
     let (first, second) = ([shared.clone(), noise(2, 2 << 20)].concat(), [shared, noise(3, 2 << 20)].concat());
@@ -75,7 +75,7 @@ async fn a_forgotten_point_goes_with_what_only_it_needs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_forgotten_comes_back_until_a_sweep_takes_it() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(4, 1 << 20);
     let (id, map) = back_up(&repository, &content).await;
@@ -110,7 +110,7 @@ async fn what_was_forgotten_comes_back_until_a_sweep_takes_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_tells_what_would_go_and_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let (id, _) = back_up(&repository, &noise(6, 1 << 20)).await;
     back_up(&repository, &noise(7, 1 << 20)).await;
@@ -127,7 +127,7 @@ async fn a_dry_run_tells_what_would_go_and_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn packs_that_are_mostly_dead_are_rewritten_within_the_budget() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     // Each second chunk of the first disk is in the second one too, so that each pack is needed in part.
     let piece = 16 * common::BLOCK;
@@ -152,7 +152,7 @@ async fn packs_that_are_mostly_dead_are_rewritten_within_the_budget() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_points_at_once_need_a_confirmation() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let mut ids = Vec::new();
     for seed in 0..10 {
@@ -169,12 +169,12 @@ async fn many_points_at_once_need_a_confirmation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_point_that_is_gone_and_that_nobody_forgot_ends_the_sweep() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let (gone, _) = back_up(&repository, &noise(9, 100_000)).await;
     let (kept, map) = back_up(&repository, &noise(10, 100_000)).await;
     let object = objects(folder.path(), "points").into_iter().find(|path| path.ends_with(gone.to_string())).unwrap();
-    std::fs::remove_file(object).unwrap();
+    common::fs::remove_file(object).unwrap();
     let error = repository.sweep(at_once()).await.unwrap_err();
     assert!(matches!(error, StoreError::PointGone { .. }) && error.to_string().contains(&gone.to_string()), "{error}");
     // It is accepted as lost, or it is forgotten.
@@ -187,14 +187,14 @@ async fn a_point_that_is_gone_and_that_nobody_forgot_ends_the_sweep() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_point_that_can_not_be_read_ends_the_sweep_until_it_is_forgotten() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let (hurt, _) = back_up(&repository, &noise(11, 100_000)).await;
     let (_, map) = back_up(&repository, &noise(12, 100_000)).await;
     let object = objects(folder.path(), "points").into_iter().find(|path| path.ends_with(hurt.to_string())).unwrap();
-    let mut bytes = std::fs::read(&object).unwrap();
+    let mut bytes = common::fs::read(&object).unwrap();
     bytes[100] ^= 1;
-    std::fs::write(&object, bytes).unwrap();
+    common::fs::write(&object, bytes).unwrap();
     let error = repository.sweep(at_once()).await.unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }) && error.to_string().contains(&hurt.to_string()), "{error}");
     repository.forget(&[hurt], "damaged").await.unwrap();
@@ -204,7 +204,7 @@ async fn a_point_that_can_not_be_read_ends_the_sweep_until_it_is_forgotten() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn packs_of_killed_runs_go_when_they_are_old_enough() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let (_, map) = back_up(&repository, &noise(13, 100_000)).await;
     let packs = objects(folder.path(), "packs");
@@ -226,7 +226,7 @@ async fn packs_of_killed_runs_go_when_they_are_old_enough() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_swept_under_heals_what_is_condemned() {
-    let (folder, world) = (tempfile::tempdir().unwrap(), World::new(1));
+    let (folder, world) = (common::tempdir(), World::new(1));
     let keys = small_packs(folder.path()).await;
     let repository = keys.reopen_on(world.process()).unwrap();
     let content = noise(15, 2 << 20);
@@ -266,7 +266,7 @@ async fn a_run_that_is_swept_under_heals_what_is_condemned() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_comes_too_late_has_failed_and_leaves_no_point() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(18, 1 << 20);
     let (old, _) = back_up(&repository, &content).await;
@@ -288,32 +288,32 @@ async fn a_run_that_comes_too_late_has_failed_and_leaves_no_point() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_point_whose_put_came_after_the_sweep_is_in_quarantine() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let content = noise(20, 1 << 20);
     let (late, _) = back_up(&repository, &content).await;
     let (kept, map) = back_up(&repository, &noise(21, 200_000)).await;
     // As if the answer to the PUT had been lost, and the PUT with it, until now.
     let object = objects(folder.path(), "points").into_iter().find(|path| path.ends_with(late.to_string())).unwrap();
-    let bytes = std::fs::read(&object).unwrap();
-    std::fs::remove_file(&object).unwrap();
-    std::fs::remove_file(folder.path().join(format!("records/receipts/{late}"))).unwrap();
+    let bytes = common::fs::read(&object).unwrap();
+    common::fs::remove_file(&object).unwrap();
+    common::fs::remove_file(folder.path().join(format!("records/receipts/{late}"))).unwrap();
     let fine = objects(folder.path(), "points").remove(0);
     let fine_receipt = folder.path().join(format!("records/receipts/{kept}"));
-    let receipt = std::fs::read(&fine_receipt).unwrap();
+    let receipt = common::fs::read(&fine_receipt).unwrap();
     sweep(&repository).await;
-    std::fs::write(&object, bytes).unwrap();
+    common::fs::write(&object, bytes).unwrap();
     let listing = repository.points(&Default::default()).await.unwrap();
     assert_eq!(listing.quarantined.iter().map(|point| point.id).collect::<Vec<_>>(), [late]);
     assert_eq!(listing.points.iter().map(|point| point.id).collect::<Vec<_>>(), [kept]);
     let report = sweep(&repository).await;
     assert_eq!((report.quarantined, report.released), (vec![late], vec![]));
     // One that lost nothing but its receipt is let out again.
-    std::fs::remove_file(&fine_receipt).unwrap();
+    common::fs::remove_file(&fine_receipt).unwrap();
     assert_eq!(repository.points(&Default::default()).await.unwrap().quarantined.len(), 2);
     let report = sweep(&repository).await;
     assert_eq!((report.quarantined, report.released), (vec![late], vec![kept]));
-    assert!(fine.exists() && fine_receipt.exists() && !receipt.is_empty());
+    assert!(common::fs::exists(&fine) && common::fs::exists(&fine_receipt) && !receipt.is_empty());
     restores(&repository, &map, &noise(21, 200_000)).await;
     repository.forget(&[late], "incomplete").await.unwrap();
     sweep(&repository).await;
@@ -322,7 +322,7 @@ async fn a_point_whose_put_came_after_the_sweep_is_in_quarantine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn index_segments_of_many_runs_become_few() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let mut points = Vec::new();
     for seed in 0..20 {
@@ -344,7 +344,7 @@ async fn index_segments_of_many_runs_become_few() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_sweeps_at_once_one_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::tempdir();
     let repository = small_packs(folder.path()).await;
     let (going, _) = back_up(&repository, &noise(22, 1 << 20)).await;
     let (_, map) = back_up(&repository, &noise(23, 1 << 20)).await;

@@ -19,6 +19,8 @@ pub struct Bench {
     pub folder: TempDir,
     /// Name of the installation whose state folder is used.
     pub installation: String,
+    /// The arguments that name the repository, where it is not in the folder.
+    pub elsewhere: Option<Vec<String>>,
     // Last: the pool's tasks run here until everything else is gone.
     pub runtime: Runtime,
 }
@@ -47,7 +49,7 @@ impl Bench {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let pool = runtime.block_on(SimPool::start(options)).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        Self { pool, folder, installation: "installation".to_owned(), runtime }
+        Self { pool, folder, installation: "installation".to_owned(), elsewhere: None, runtime }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -59,7 +61,7 @@ impl Bench {
     }
 
     pub fn repository_arguments(&self) -> Vec<String> {
-        vec!["--repository".to_owned(), text(&self.repository())]
+        self.elsewhere.clone().unwrap_or_else(|| vec!["--repository".to_owned(), text(&self.repository())])
     }
 
     /// The options that name this pool, as an operator who confirmed the fingerprint gives them.

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: the tools and the clients of others, then every test of the workspace, the documentation's examples, the embedding package.
 
+mod bucket;
 mod clients;
 pub mod tools;
 
@@ -40,6 +41,7 @@ pub fn run(long: bool) -> Outcome {
         tests.env(LONG_VARIABLE, "1");
     }
     let workspace_tests = show(&mut tests);
+    let in_bucket = bucket::run(nextest, profile);
     // nextest leaves out the examples in the documentation.
     let examples = if nextest { show(cargo().args(["test", "--quiet", "--workspace", "--doc"])) } else { Ok(()) };
     let embed = show(
@@ -50,7 +52,12 @@ pub fn run(long: bool) -> Outcome {
             .env(PROGRAMS_VARIABLE, &programs),
     );
 
-    let mut results = vec![("workspace", workspace_tests), ("documentation", examples), ("tests/embed", embed)];
+    let mut results = vec![
+        ("workspace", workspace_tests),
+        ("the repository on Ceph", in_bucket),
+        ("documentation", examples),
+        ("tests/embed", embed),
+    ];
     if long {
         results.push(("NBD next to nbdcopy", measure::run(Figure::Nbd)));
     }
@@ -70,6 +77,15 @@ pub fn run(long: bool) -> Outcome {
         return Ok(());
     }
     Err(format!("test failed: {}", failed.join(", ")).into())
+}
+
+/// Runs the tests of the repository in a bucket of Ceph.
+///
+/// # Errors
+/// A tool that is missing and can not be installed, or that a test failed.
+pub fn run_in_bucket() -> Outcome {
+    tools::provide(tools::FOR_TESTS)?;
+    bucket::run(output(cargo().args(["nextest", "--version"])).is_ok(), &[])
 }
 
 /// Builds the programs and gives the folder that they lie in.

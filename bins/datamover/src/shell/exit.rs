@@ -1,11 +1,13 @@
 //! Exit codes: what a script needs to know about the end of a program. The table in `--help` is made here.
 
+use super::bucket::BucketError;
 use super::pool::PoolFailure;
 use super::secrets::SecretError;
 use std::error::Error;
 use std::process::ExitCode;
 use xenvault_engine::{EngineError, ErrorKind};
 use xenvault_store::StoreError;
+use xenvault_store::backend::BucketFault;
 use xenvault_xenapi::{Retry, XenApiError};
 
 /// How a program ends.
@@ -44,14 +46,14 @@ const TABLE: [(Exit, &str); 13] = [
     (Exit::Success, "done (warnings, if any, were printed)"),
     (Exit::Failed, "failed for another reason than those below"),
     (Exit::Usage, "bad arguments, or a password or passphrase that can not be read"),
-    (Exit::Credentials, "the pool refused user or password"),
-    (Exit::Trust, "the pool's certificate is not the trusted one, or TLS failed"),
+    (Exit::Credentials, "the pool refused user or password, or the object store the keys"),
+    (Exit::Trust, "a certificate (of the pool or the object store) is not the trusted one, or TLS failed"),
     (Exit::NotFound, "VM, point, disk, SR or network not found, or the name is not unique"),
-    (Exit::Prerequisite, "something must be set up first: NBD, space on an SR, ..."),
+    (Exit::Prerequisite, "something must be set up first: NBD, space on an SR, the clock, ..."),
     (Exit::Passphrase, "the passphrase does not open the repository"),
-    (Exit::Repository, "no repository, one of a newer format, or not writable (full, no permission)"),
+    (Exit::Repository, "no repository or bucket, one of a newer format, or not writable (full, no permission)"),
     (Exit::Damaged, "the repository is damaged, or data did not pass a check"),
-    (Exit::Later, "the pool is out of reach or busy: the same command can succeed later"),
+    (Exit::Later, "the pool or the object store is out of reach or busy: the same command can succeed later"),
     (Exit::Interrupted, "stopped by Ctrl-C, and cleaned up"),
     (Exit::Terminated, "stopped by SIGTERM or SIGHUP, and cleaned up"),
 ];
@@ -111,6 +113,9 @@ impl Exit {
         if is::<SecretError>(error).is_some() {
             return Some(Self::Usage);
         }
+        if is::<BucketError>(error).is_some() {
+            return Some(Self::Usage);
+        }
         if let Some(refusal) = is::<Refusal>(error) {
             return Some(refusal.exit);
         }
@@ -147,6 +152,9 @@ impl Exit {
     }
 
     fn of_store(error: &StoreError) -> Self {
+        if let Some(fault) = error.bucket_fault() {
+            return Self::of_bucket(fault);
+        }
         match error {
             StoreError::WrongPassphrase => Self::Passphrase,
             StoreError::UnknownPoint { .. } => Self::NotFound,
@@ -160,10 +168,25 @@ impl Exit {
             StoreError::DiskRange { source, .. } => Self::of_store(source),
             StoreError::NotARepository { .. }
             | StoreError::NotEmpty { .. }
+            | StoreError::Within { .. }
+            | StoreError::Unfit { .. }
+            | StoreError::LockNotKept { .. }
             | StoreError::NewerFormat { .. }
             | StoreError::Full { .. }
             | StoreError::Backend { .. } => Self::Repository,
             _ => Self::Failed,
+        }
+    }
+
+    fn of_bucket(fault: &BucketFault) -> Self {
+        match fault {
+            BucketFault::UnknownKey { .. } | BucketFault::WrongSecret { .. } | BucketFault::Denied { .. } => {
+                Self::Credentials
+            }
+            BucketFault::Tls { .. } => Self::Trust,
+            BucketFault::Clock { .. } => Self::Prerequisite,
+            BucketFault::Unreachable { .. } | BucketFault::Broken { .. } | BucketFault::Busy { .. } => Self::Later,
+            _ => Self::Repository,
         }
     }
 

@@ -9,6 +9,12 @@ Environment:
   XENVAULT_PASSPHRASE          passphrase of the repository, where --passphrase-file is not given
   XENVAULT_STATE               state folder of this installation, where --state is not given
   XDG_STATE_HOME, HOME         where the state folder lies if nothing names it
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN
+                               keys of a repository in a bucket, where --s3-keys-file is not given
+  AWS_ENDPOINT_URL, AWS_REGION, AWS_CA_BUNDLE
+                               the same as --s3-endpoint, --s3-region and --s3-ca-file
+  XENVAULT_CACHE               folder for copies of the index, where --cache is not given
+  XDG_CACHE_HOME, HOME         where these copies lie if nothing names it
   XENVAULT_LOG                 what is logged, where --log is not given
   SSL_CERT_FILE, SSL_CERT_DIR  the authorities that --system-roots trusts, instead of the machine's
 ";

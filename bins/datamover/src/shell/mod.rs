@@ -2,6 +2,7 @@
 //!
 //! It belongs to the datamover; the restore program includes the same files by path.
 
+pub mod bucket;
 pub mod exit;
 pub mod help;
 pub mod output;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 /// Longer files are no secrets but a mistake.
-const LONGEST_SECRET_BYTES: u64 = 4096;
+pub const LONGEST_SECRET_BYTES: u64 = 4096;
 
 /// Why a secret could not be had.
 #[derive(Debug, thiserror::Error)]

@@ -4,12 +4,13 @@
 //! segment covers (its writer was killed before it published one, or the segment is damaged) is found by the directory
 //! at its end, so an index that is lost costs time and nothing else.
 
+mod cache;
 mod directory;
 mod segment;
 mod tidy;
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use tokio::sync::Mutex;
@@ -19,6 +20,8 @@ use crate::StoreError;
 use crate::backend::{Backend, exists, put};
 use crate::names;
 
+pub(crate) use cache::IndexCache;
+pub use cache::IndexCacheOptions;
 pub(crate) use directory::read_directory;
 pub(crate) use segment::Segment;
 
@@ -33,6 +36,8 @@ pub(crate) struct Index {
     loaded: RwLock<Arc<Loaded>>,
     /// What was looked at already. Also lets one refresh run at a time.
     seen: Mutex<Seen>,
+    /// Copies on this machine, if they are wanted.
+    cache: OnceLock<IndexCache>,
 }
 
 /// What was loaded at one moment. Segments come and go; whoever holds this keeps theirs.
@@ -105,6 +110,11 @@ impl Index {
         marked || lost.iter().any(|pack| !barred.condemned.contains(pack))
     }
 
+    /// Keeps copies of segments from now on; the first answer to where counts.
+    pub(crate) fn cache(&self, cache: IndexCache) {
+        let _ = self.cache.set(cache);
+    }
+
     /// From now on these copies are not referred to.
     pub(crate) fn bar(&self, barred: Arc<Barred>) {
         self.change(|loaded| loaded.barred = barred);
@@ -139,7 +149,7 @@ impl Index {
         let listed = backend.list(names::INDEX).await.map_err(|error| StoreError::io("list", names::INDEX, error))?;
         let listed_segments: HashSet<String> = listed.into_iter().collect();
         for name in listed_segments.iter().filter(|name| !seen.segments.contains(*name)).cloned().collect::<Vec<_>>() {
-            match Segment::load(backend, keys, &name).await {
+            match Segment::load(backend, keys, &name, self.cache.get()).await {
                 Ok(segment) => {
                     seen.packs.extend(segment.packs());
                     self.push(segment);
@@ -292,7 +302,7 @@ impl Index {
     async fn publish_bytes(&self, backend: &dyn Backend, keys: &Arc<Keys>, bytes: Vec<u8>) -> Result<(), StoreError> {
         let name = names::new_index();
         put(backend, &name, Bytes::from(bytes)).await.map_err(|error| StoreError::io("write", &name, error))?;
-        let segment = Segment::load(backend, keys, &name).await?;
+        let segment = Segment::load(backend, keys, &name, self.cache.get()).await?;
         let mut seen = self.seen.lock().await;
         seen.packs.extend(segment.packs());
         seen.segments.insert(name);

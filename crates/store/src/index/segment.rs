@@ -9,6 +9,8 @@ use crate::StoreError;
 use crate::backend::{Backend, get};
 use crate::names;
 
+use super::IndexCache;
+
 /// One sorted segment, mapped.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -54,16 +56,39 @@ impl Segment {
         self.salts().map(|salt| salt.pack_id())
     }
 
-    pub(super) async fn load(backend: &dyn Backend, keys: &Arc<Keys>, name: &str) -> Result<Self, StoreError> {
+    pub(super) async fn load(
+        backend: &dyn Backend,
+        keys: &Arc<Keys>,
+        name: &str,
+        cache: Option<&IndexCache>,
+    ) -> Result<Self, StoreError> {
         let failed = |error| StoreError::io("read", name, error);
-        let file = match backend.local_path(name) {
-            Some(path) => std::fs::File::open(path).map_err(failed)?,
-            None => {
-                let bytes = get(backend, name, MAX_SEGMENT_BYTES).await.map_err(failed)?;
-                temporary(&bytes).map_err(failed)?
+        if let Some(path) = backend.local_path(name) {
+            let file = std::fs::File::open(path).map_err(failed)?;
+            return Self::from_file(keys, file, Some(name.to_owned())).await;
+        }
+        if let Some(cache) = cache {
+            let copy = on_a_thread(cache, name, |cache, name| cache.open(name)).await;
+            if let Some(copy) = copy {
+                match Self::from_file(keys, copy, Some(name.to_owned())).await {
+                    Ok(segment) => return Ok(segment),
+                    Err(error) => {
+                        tracing::warn!(object = name, error = %error, "the copy of an index segment here is not whole");
+                        on_a_thread(cache, name, |cache, name| cache.discard(name)).await;
+                    }
+                }
             }
-        };
-        Self::from_file(keys, file, Some(name.to_owned())).await
+        }
+        let bytes = get(backend, name, MAX_SEGMENT_BYTES).await.map_err(failed)?;
+        // Only what is whole is kept: what is damaged where it comes from would stay so here after it has been healed.
+        let file = temporary(&bytes).map_err(failed)?;
+        let segment = Self::from_file(keys, file, Some(name.to_owned())).await?;
+        let Some(cache) = cache else { return Ok(segment) };
+        match on_a_thread(cache, name, move |cache, name| cache.keep(name, &bytes)).await {
+            // The anonymous file would take room beside the copy.
+            Some(copy) => Self::from_file(keys, copy, Some(name.to_owned())).await.or(Ok(segment)),
+            None => Ok(segment),
+        }
     }
 
     pub(super) async fn unpublished(keys: &Arc<Keys>, bytes: Vec<u8>) -> Result<Self, StoreError> {
@@ -86,6 +111,16 @@ impl Segment {
             .await
             .map_err(|error| StoreError::io("read", names::INDEX, std::io::Error::other(error)))?
     }
+}
+
+/// Does what touches the disk off the async threads; nothing comes of it if the runtime ends.
+async fn on_a_thread<T: Default + Send + 'static>(
+    cache: &IndexCache,
+    name: &str,
+    work: impl FnOnce(&IndexCache, &str) -> T + Send + 'static,
+) -> T {
+    let (cache, name) = (cache.clone(), name.to_owned());
+    tokio::task::spawn_blocking(move || work(&cache, &name)).await.unwrap_or_default()
 }
 
 /// Reads the file once in the ordinary way: a bad sector is an error here, and the end of the process where a mapping

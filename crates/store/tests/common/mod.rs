@@ -2,20 +2,22 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails the test")]
 
+pub mod place;
 pub mod world;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use uuid::Uuid;
 use xenvault_block::ByteRange;
-use xenvault_store::backend::{Backend, LocalFolder};
 use xenvault_store::{
     BlobRef, DiskMapRef, DiskOptions, DiskResult, InitOptions, Level, PointDisk, PointId, PointManifest, Repository,
-    Secret, Writer, WriterOptions,
+    Secret, StoreError, Writer, WriterOptions,
 };
+
+#[allow(unused_imports, reason = "every test file uses a part of it")]
+pub use place::{Place, fs, in_bucket, local, tempdir, times};
 
 pub const BLOCK: usize = 4096;
 pub const PASSPHRASE: &str = "correct horse battery staple";
@@ -25,7 +27,19 @@ pub fn passphrase() -> Secret {
 }
 
 pub async fn new_repository(path: &Path) -> Repository {
-    Repository::init(path, &passphrase(), Default::default()).await.unwrap()
+    init(path, Default::default()).await.unwrap()
+}
+
+pub async fn init(path: &Path, options: InitOptions) -> Result<Repository, StoreError> {
+    if in_bucket() {
+        Repository::init_on(local(path), &passphrase(), options).await
+    } else {
+        Repository::init(path, &passphrase(), options).await
+    }
+}
+
+pub async fn open(path: &Path) -> Result<Repository, StoreError> {
+    Repository::open_on(local(path), &passphrase()).await
 }
 
 pub async fn writer(repository: &Repository) -> Writer {
@@ -115,25 +129,10 @@ pub async fn back_up(repository: &Repository, content: &[u8]) -> (PointId, DiskM
 pub async fn small_packs(path: &Path) -> Repository {
     let mut options = InitOptions::default();
     options.pack_target_bytes = 256 * 1024;
-    Repository::init(path, &passphrase(), options).await.unwrap()
+    init(path, options).await.unwrap()
 }
 
-pub fn local(path: &Path) -> Arc<dyn Backend> {
-    Arc::new(LocalFolder::new(path))
-}
-
-/// All files of a repository with this first part of their names, relative, ascending.
+/// All objects of a repository with this first part of their names, ascending.
 pub fn objects(root: &Path, folder: &str) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![root.join(folder)];
-    while let Some(folder) = folders.pop() {
-        if folder.is_file() {
-            found.push(folder);
-            continue;
-        }
-        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
-        folders.extend(entries.map(|entry| entry.unwrap().path()));
-    }
-    found.sort();
-    found
+    place::below(&root.join(folder))
 }

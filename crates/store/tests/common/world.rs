@@ -74,7 +74,7 @@ impl World {
         let now = state.now;
         for path in super::objects(root, "") {
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-            state.objects.insert(name, (std::fs::read(&path).unwrap().into(), now));
+            state.objects.insert(name, (super::fs::read(&path).unwrap().into(), now));
         }
     }
 
