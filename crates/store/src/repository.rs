@@ -19,6 +19,7 @@ use crate::pool::WorkerPool;
 use crate::sweeps::Sweeps;
 use crate::{
     DiskReader, PlaceFacts, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, place, points,
+    promise,
 };
 
 pub(crate) const MAX_CONFIG_BYTES: usize = 128 * 1024;
@@ -78,7 +79,7 @@ pub(crate) struct Inner {
     /// Tombstones and sweeps are not looked at.
     pub(crate) ignore_deletions: bool,
     /// Whether objects are locked as promised when they are written here.
-    is_locking: bool,
+    pub(crate) is_locking: bool,
     pool: WorkerPool,
 }
 
@@ -112,20 +113,7 @@ impl Repository {
         if backend.service().is_some() || backend.oldest_counts() {
             place::must_be_free(&*backend).await?;
         }
-        if let Immutability::ObjectLock { mode, seconds } = options.immutability {
-            match backend.probe_lock(mode).await {
-                Err(source) if source.kind() == std::io::ErrorKind::Unsupported => {
-                    return Err(StoreError::LockNotKept { source });
-                }
-                tried => tried.map_err(|error| StoreError::io("try locks in", "the store", error))?,
-            }
-            backend.lock(mode, std::time::Duration::from_secs(seconds));
-        }
-        if options.immutability == Immutability::Broker && !backend.takes_broker() {
-            let text = "a broker takes over files of a local folder; in a bucket, locks protect objects";
-            let source = std::io::Error::new(std::io::ErrorKind::Unsupported, text);
-            return Err(StoreError::LockNotKept { source });
-        }
+        promise::try_out(&*backend, options.immutability).await?;
         let repository = RepositoryId::random();
         let made = |error| StoreError::format(names::FIRST_KEY, error);
         let master = MasterKey::random().map_err(made)?;
@@ -226,25 +214,8 @@ impl Repository {
         Self::assemble(backend, Arc::clone(&self.inner.keys), self.inner.config.clone())
     }
 
-    /// The same repository as if nobody had ever forgotten or swept anything in it: every point that is there is listed
-    /// as one. For reading only. Whoever has a datamover's key can write tombstones and sweeps, and hide points so.
-    ///
-    /// # Errors
-    /// [`StoreError::Backend`] if no thread can be started.
-    pub fn without_deletions(&self) -> Result<Self, StoreError> {
-        let keys = Arc::clone(&self.inner.keys);
-        let mut opened = Self::assemble(Arc::clone(&self.inner.backend), keys, self.inner.config.clone())?;
-        if let Some(inner) = Arc::get_mut(&mut opened.inner) {
-            inner.ignore_deletions = true;
-        }
-        Ok(opened)
-    }
-
-    fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
-        let is_locking = match config.immutability {
-            Immutability::ObjectLock { mode, seconds } => backend.lock(mode, std::time::Duration::from_secs(seconds)),
-            Immutability::None | Immutability::Broker => true,
-        };
+    pub(crate) fn assemble(backend: Arc<dyn Backend>, keys: Arc<Keys>, config: Config) -> Result<Self, StoreError> {
+        let is_locking = promise::keep(&*backend, config.immutability);
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
         let (pages, frames) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(FRAME_CACHE_BYTES));
         Ok(Self {
@@ -329,22 +300,6 @@ impl Repository {
 }
 
 impl Inner {
-    /// Whether this may be written to.
-    pub(crate) fn writable(&self) -> Result<(), StoreError> {
-        if self.ignore_deletions {
-            let what = "a repository that is read as if nothing was ever forgotten can only be read".to_owned();
-            return Err(StoreError::Misuse { what });
-        }
-        if !self.is_locking {
-            let promise = self.config.immutability;
-            let what = format!(
-                "the repository promises {promise}, and nothing is locked where it lies now: it can only be read here"
-            );
-            return Err(StoreError::Misuse { what });
-        }
-        Ok(())
-    }
-
     /// The plain bytes of a chunk: found, read, authenticated, unpacked, and hashed again to its id.
     pub(crate) async fn chunk(self: &Arc<Self>, id: &ChunkId, kind: ChunkKind) -> Result<Bytes, StoreError> {
         let mut copies = self.index.copies(id, kind);
