@@ -204,10 +204,10 @@ async fn a_sweep_leaves_what_is_locked_for_a_later_one_and_removes_versions() {
     }
     assert!(waited > 0, "a promise of seconds had ended before the first sweep");
     // Packs of the point go when their own locks end, and nothing stays of them, not even a marker.
-    let mut packs = usize::MAX;
-    while packs > open(WRITER, "sweeping").await.protection(&kept).await.unwrap().packs as usize + 2 {
+    let mut packs = u64::MAX;
+    while packs > open(WRITER, "sweeping").await.protection(&kept).await.unwrap().packs + 2 {
         sweep().await;
-        packs = place(SWEEPER, "sweeping").await.list("packs").await.unwrap().len();
+        packs = place(SWEEPER, "sweeping").await.list("packs").await.unwrap().len() as u64;
         assert!(began.elapsed() < PATIENCE, "{packs}");
     }
     let (_, said) = ask(OWNER, "GET", "sweeping?versions=", &[], b"");

@@ -124,6 +124,7 @@ impl Repository {
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
         config.immutability = options.immutability;
+        config.versioned = backend.oldest_counts();
         config.cut_bits = options.cut_bits;
         config.max_chunk_blocks = options.max_chunk_blocks;
         if backend.service().is_some() {
