@@ -11,7 +11,7 @@ mod lock_support;
 
 use lock_support::{
     KEEPER, OWNER, SWEEPER, User, WRITER, ask, back_up, init, locked_bucket, noise, open, passphrase, place, read,
-    set_policy, versions,
+    restore, set_policy, versions,
 };
 use std::collections::HashMap;
 use std::time::Duration;
@@ -304,6 +304,8 @@ async fn attack(bucket: &'static str, mode: &str) {
         // Whether it sweeps or refuses: nothing that is under lock goes.
         let _ = sweep(bucket).await;
     }
+    let listing = open(WRITER, bucket).await.points(&PointFilter::default()).await.unwrap();
+    assert_eq!(listing.promised.len(), points.len(), "the forged tombstones were seen, and wait");
     restores(&open(WRITER, bucket).await, &contents).await;
     restores(&open(WRITER, bucket).await.without_deletions().unwrap(), &contents).await;
     let kept = open(KEEPER, bucket).await.keep(KeepOptions::default()).await.unwrap();
@@ -327,6 +329,18 @@ async fn attack(bucket: &'static str, mode: &str) {
     (options.mode, options.write) = (VerifyMode::Full, false);
     let report = fresh.verify(options).await.unwrap();
     assert!(report.hurt.is_empty(), "{:?}", report.hurt);
+    // By the restore program, with plain options.
+    for (point, content) in &contents {
+        let to = tempfile::tempdir().unwrap();
+        let file = to.path().join("disk");
+        let name = point.to_string();
+        let arguments = ["disk", &name, "0", "--to", file.to_str().unwrap()];
+        let finished = restore(OWNER, bucket, &arguments);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        assert!(std::fs::read(&file).unwrap() == *content, "{point}");
+    }
+    let listed = restore(OWNER, bucket, &["points"]);
+    assert!(listed.code == Some(0) && listed.stdout.contains("FORGOTTEN"), "{listed:?}");
     let packs = report.disturbed.iter().filter(|disturbed| disturbed.object.starts_with("packs/")).count();
     assert!(packs > 8 && report.disturbed.iter().any(|disturbed| disturbed.object == "config"), "{packs}");
     drop(ceph);

@@ -9,7 +9,9 @@
 mod lock_support;
 
 use bytes::Bytes;
-use lock_support::{KEEPER, OWNER, SWEEPER, WRITER, ask, back_up, init, locked_bucket, noise, open, place, read};
+use lock_support::{
+    KEEPER, OWNER, SWEEPER, WRITER, ask, back_up, init, locked_bucket, noise, open, place, read, restore,
+};
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 use xenvault_store::{KeepOptions, PointFilter, StoreError, SweepOptions, VerifyMode, VerifyOptions};
@@ -125,6 +127,17 @@ async fn a_point_is_locked_and_the_store_says_so() {
     let kept = open(KEEPER, "proof").await.keep(KeepOptions::default()).await.unwrap();
     assert_eq!((kept.extended, kept.points, kept.packs, kept.missing.len()), (0, 1, proof.packs, 0), "{kept:?}");
     assert!(read(&open(KEEPER, "proof").await, &point).await == content);
+    // The same by the program.
+    let id = point.to_string();
+    let shown = restore(KEEPER, "proof", &["point", "show", &id, "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    let told = &shown["protection"];
+    assert_eq!((told["kept"].as_bool(), told["compliance"].as_u64()), (Some(true), Some(proof.objects)), "{shown}");
+    assert_eq!(told["immutability"], "object-lock:compliance:2d");
+    let kept = restore(KEEPER, "proof", &["keep", "--dry-run"]);
+    assert!(kept.code == Some(0) && kept.stdout.contains("0 would be locked for longer"), "{kept:?}");
+    let swept = restore(SWEEPER, "proof", &["sweep", "--dry-run"]);
+    assert!(swept.code == Some(0), "{swept:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,10 +204,10 @@ async fn a_sweep_leaves_what_is_locked_for_a_later_one_and_removes_versions() {
     }
     assert!(waited > 0, "a promise of seconds had ended before the first sweep");
     // Packs of the point go when their own locks end, and nothing stays of them, not even a marker.
-    let mut packs = usize::MAX;
-    while packs > open(WRITER, "sweeping").await.protection(&kept).await.unwrap().packs as usize + 2 {
+    let mut packs = u64::MAX;
+    while packs > open(WRITER, "sweeping").await.protection(&kept).await.unwrap().packs + 2 {
         sweep().await;
-        packs = place(SWEEPER, "sweeping").await.list("packs").await.unwrap().len();
+        packs = place(SWEEPER, "sweeping").await.list("packs").await.unwrap().len() as u64;
         assert!(began.elapsed() < PATIENCE, "{packs}");
     }
     let (_, said) = ask(OWNER, "GET", "sweeping?versions=", &[], b"");

@@ -27,7 +27,7 @@ async fn a_service_that_ignores_conditions_is_seen_through() {
         let repository = make_at(&liar).await.unwrap();
         let place = repository.place();
         assert_eq!(place.conditional_put, keeps, "{lie:?}");
-        assert_eq!((place.versioned, place.immutability.to_string()), (false, "none".to_owned()), "{lie:?}");
+        assert_eq!((place.versioned, place.immutability.to_string().as_str()), (false, "none"), "{lie:?}");
         assert_eq!(place.service.as_deref(), Some("s3://backups/a/b"));
         // Nothing of the trial is left, and it is remembered.
         let left: Vec<String> = liar.names().into_iter().filter(|name| name.contains("probe")).collect();

@@ -4,6 +4,7 @@ use crate::shell::OutputArguments;
 use crate::shell::pool::{PoolArguments, StateArguments};
 use crate::shell::repository::RepositoryArguments;
 use std::path::PathBuf;
+use xenvault_store::Immutability;
 
 /// Backs up VMs of a XenServer, Citrix Hypervisor or XCP-ng pool.
 ///
@@ -23,9 +24,9 @@ pub enum Command {
     ///
     /// In a bucket it finds out by trying what the service really does, and writes that down in the repository.
     #[command(
-        after_help = "Example:\n    xenvault-datamover init-repository --repository /backup --passphrase-file ./passphrase\n    xenvault-datamover init-repository --repository s3://backups/berlin --s3-endpoint https://s3.example.com:7480 --s3-keys-file ./keys --passphrase-file ./passphrase\n\nExit codes and environment: see `xenvault-datamover --help`."
+        after_help = "Example:\n    xenvault-datamover init-repository --repository /backup --passphrase-file ./passphrase\n    xenvault-datamover init-repository --repository s3://backups/berlin --s3-endpoint https://s3.example.com:7480 --s3-keys-file ./keys --passphrase-file ./passphrase --immutability object-lock:compliance:30\n\nExit codes and environment: see `xenvault-datamover --help`."
     )]
-    InitRepository(RepositoryArguments),
+    InitRepository(InitArguments),
     /// Shows the certificates of a pool, for a person to compare with the hosts' own consoles
     ///
     /// Without --fingerprint it shows the certificate at the address, and sends nothing. With the confirmed fingerprint it
@@ -61,6 +62,16 @@ pub enum Command {
         after_help = "Example:\n    xenvault-datamover sweep --pool https://192.0.2.1 --fingerprint SHA256 --password-file ./password --dry-run\n\nExit codes and environment: see `xenvault-datamover --help`."
     )]
     Sweep(SweepArguments),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct InitArguments {
+    #[command(flatten)]
+    pub repository: RepositoryArguments,
+    /// What is to protect points from whoever writes them: none; object-lock:compliance:DAYS or object-lock:governance:DAYS
+    /// in a bucket with object lock, which is tried out before it is promised; broker in a local folder
+    #[arg(long, value_name = "PROMISE", default_value = "none")]
+    pub immutability: Immutability,
 }
 
 #[derive(Debug, clap::Args)]

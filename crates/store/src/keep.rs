@@ -102,11 +102,6 @@ impl PointProtection {
 }
 
 impl Repository {
-    /// What the repository promises about its objects.
-    pub fn immutability(&self) -> Immutability {
-        self.inner.config.immutability
-    }
-
     /// Keeps every object that a living point needs locked until the point's promise ends, and what points beyond their
     /// promise need for at least a quarter of the period from now on: it must run more often than that.
     ///
@@ -206,7 +201,7 @@ impl Repository {
     }
 }
 
-async fn now(repository: &Inner) -> Result<SystemTime, StoreError> {
+pub(crate) async fn now(repository: &Inner) -> Result<SystemTime, StoreError> {
     let now = repository.backend.now().await;
     now.map_err(|error| StoreError::io("ask for the time of", "the store", error))
 }
@@ -215,22 +210,6 @@ fn push(names: &mut Vec<String>, name: String) {
     if names.len() < MAX_NAMED {
         names.push(name);
     }
-}
-
-/// Whether a point can not be removed yet: its promise has not ended, by the store's clock. Tombstones wait for it.
-pub(crate) async fn is_promised(repository: &Inner, name: &str) -> Result<bool, StoreError> {
-    let Some(period) = repository.config.immutability.period() else { return Ok(false) };
-    match repository.backend.modified(name).await {
-        Ok(appeared) => Ok(appeared + period > now(repository).await?),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(StoreError::io("ask for the time of", name, error)),
-    }
-}
-
-/// Whether an object is locked and can not be removed yet, by what the store says of its lock.
-pub(crate) async fn is_held(repository: &Inner, name: &str) -> Result<bool, StoreError> {
-    let held = crate::backend::is_held(&*repository.backend, name).await;
-    held.map_err(|error| StoreError::io("ask for the lock of", name, error))
 }
 
 /// Points by the moment until which what they need has to be locked.

@@ -36,6 +36,7 @@ mod packs;
 mod place;
 mod points;
 mod pool;
+mod promise;
 mod publish;
 mod reader;
 mod records;

@@ -222,7 +222,7 @@ pub(crate) async fn make(backend: &dyn Backend, key: Vec<u8>, config: Vec<u8>) -
 /// Writes a key slot under the first number that is free: those of others, who died or are just as far, stay as they are.
 async fn place_key(backend: &dyn Backend, key: &[u8]) -> Result<String, StoreError> {
     const SLOTS: u32 = 1000;
-    if backend.service().is_none() {
+    if backend.service().is_none() && !backend.oldest_counts() {
         // Nobody else is at it: whoever makes one holds the folder's lock.
         put(backend, names::FIRST_KEY, Bytes::copy_from_slice(key))
             .await

@@ -7,7 +7,7 @@ use futures::{StreamExt as _, stream};
 use xenvault_store_format::{Level, MAX_POINT_BYTES, PointId, PointManifest, decode_point};
 
 use crate::backend::get;
-use crate::keep::is_promised;
+use crate::promise::is_promised;
 use crate::repository::Inner;
 use crate::{StoreError, forget, names, records};
 

@@ -20,6 +20,7 @@ use crate::slots::{SharedSlot, first_slot, unlock};
 use crate::sweeps::Sweeps;
 use crate::{
     DiskReader, PlaceFacts, Point, PointFilter, PointListing, StoreError, Writer, WriterOptions, names, place, points,
+    promise,
 };
 
 pub(crate) const MAX_CONFIG_BYTES: usize = 128 * 1024;
@@ -77,7 +78,7 @@ pub(crate) struct Inner {
     /// Tombstones and sweeps are not looked at.
     pub(crate) ignore_deletions: bool,
     /// Whether objects are locked as promised when they are written here.
-    is_locking: bool,
+    pub(crate) is_locking: bool,
     pub(crate) pool: Arc<WorkerPool>,
 }
 
@@ -142,20 +143,7 @@ impl Repository {
         if backend.service().is_some() || backend.oldest_counts() {
             place::must_be_free(&*backend).await?;
         }
-        if let Immutability::ObjectLock { mode, seconds } = options.immutability {
-            match backend.probe_lock(mode).await {
-                Err(source) if source.kind() == std::io::ErrorKind::Unsupported => {
-                    return Err(StoreError::LockNotKept { source });
-                }
-                tried => tried.map_err(|error| StoreError::io("try locks in", "the store", error))?,
-            }
-            backend.lock(mode, std::time::Duration::from_secs(seconds));
-        }
-        if options.immutability == Immutability::Broker && !backend.takes_broker() {
-            let text = "a broker takes over files of a local folder; in a bucket, locks protect objects";
-            let source = std::io::Error::new(std::io::ErrorKind::Unsupported, text);
-            return Err(StoreError::LockNotKept { source });
-        }
+        promise::try_out(&*backend, options.immutability).await?;
         let repository = RepositoryId::random();
         let made = |error| StoreError::format(names::FIRST_KEY, error);
         let mut master = MasterKey::random().map_err(made)?;
@@ -168,6 +156,7 @@ impl Repository {
         let mut config = Config::new(repository, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         config.pack_target_bytes = options.pack_target_bytes;
         config.immutability = options.immutability;
+        config.versioned = backend.oldest_counts();
         config.cut_bits = options.cut_bits;
         config.max_chunk_blocks = options.max_chunk_blocks;
         if backend.service().is_some() {
@@ -257,31 +246,13 @@ impl Repository {
         Self::assemble(backend, Arc::clone(&self.inner.keys), Arc::clone(&self.inner.slot), self.inner.config.clone())
     }
 
-    /// The same repository as if nobody had ever forgotten or swept anything in it: every point that is there is listed
-    /// as one. For reading only. Whoever has a datamover's key can write tombstones and sweeps, and hide points so.
-    ///
-    /// # Errors
-    /// [`StoreError::Backend`] if no thread can be started.
-    pub fn without_deletions(&self) -> Result<Self, StoreError> {
-        let (keys, slot) = (Arc::clone(&self.inner.keys), Arc::clone(&self.inner.slot));
-        let mut opened = Self::assemble(Arc::clone(&self.inner.backend), keys, slot, self.inner.config.clone())?;
-        if let Some(inner) = Arc::get_mut(&mut opened.inner) {
-            inner.ignore_deletions = true;
-            inner.index.distrust();
-        }
-        Ok(opened)
-    }
-
-    fn assemble(
+    pub(crate) fn assemble(
         backend: Arc<dyn Backend>,
         keys: Arc<Keys>,
         slot: SharedSlot,
         config: Config,
     ) -> Result<Self, StoreError> {
-        let is_locking = match config.immutability {
-            Immutability::ObjectLock { mode, seconds } => backend.lock(mode, std::time::Duration::from_secs(seconds)),
-            Immutability::None | Immutability::Broker => true,
-        };
+        let is_locking = promise::keep(&*backend, config.immutability);
         let pool = WorkerPool::start(0).map_err(|error| StoreError::io("start threads for", "this process", error))?;
         let (pages, opened_frames) = (Cache::new(PAGE_CACHE_BYTES), Cache::new(FRAME_CACHE_BYTES));
         Ok(Self {
@@ -373,27 +344,16 @@ impl Repository {
 }
 
 impl Inner {
-    /// Whether this may be written to.
-    pub(crate) fn writable(&self) -> Result<(), StoreError> {
-        if self.ignore_deletions {
-            let what = "a repository that is read as if nothing was ever forgotten can only be read".to_owned();
-            return Err(StoreError::Misuse { what });
-        }
-        if !self.is_locking {
-            let promise = self.config.immutability;
-            let what = format!(
-                "the repository promises {promise}, and nothing is locked where it lies now: it can only be read here"
-            );
-            return Err(StoreError::Misuse { what });
-        }
-        Ok(())
-    }
-
     /// The plain bytes of a chunk: found, read, authenticated, unpacked, and hashed again to its id.
     pub(crate) async fn chunk(self: &Arc<Self>, id: &ChunkId, kind: ChunkKind) -> Result<Bytes, StoreError> {
         let mut copies = self.index.copies(id, kind);
         if copies.is_empty() {
             // Another writer may have published it since the index was read.
+            copies = self.index.fresh_copies(&*self.backend, &self.keys, id, kind).await?;
+        }
+        // Before something is called lost: the packs themselves say what is in them.
+        if copies.is_empty() && self.index.distrust().await {
+            tracing::warn!(chunk = %id, "the index does not know a chunk, so the directories of all packs are read");
             copies = self.index.fresh_copies(&*self.backend, &self.keys, id, kind).await?;
         }
         let mut error = match self.first_copy(&copies).await {

@@ -12,6 +12,7 @@ use xenvault_store::{
     StoreError, WriterOptions,
 };
 use xenvault_tests::ceph::{ACCESS_KEY, Ceph, SECRET_KEY};
+use xenvault_tests::programs::{self, Finished};
 use xenvault_tests::s3::{Client, Request};
 
 /// Who asks: access key and secret key.
@@ -179,6 +180,16 @@ pub async fn read(repository: &Repository, point: &PointId) -> Vec<u8> {
     let point = repository.point(point).await.unwrap();
     let map = point.disks[0].map;
     repository.disk(&map).read_at(ByteRange::up_to(map.virtual_size)).await.unwrap().to_vec()
+}
+
+/// `xenvault-restore` on the repository in a bucket.
+pub fn restore(user: User, bucket: &str, arguments: &[&str]) -> Finished {
+    let mut program = programs::program("xenvault-restore").unwrap();
+    program.args(arguments).args(["--repository", &format!("s3://{bucket}/site a"), "--s3-accept-clear-text"]);
+    program.args(["--s3-endpoint", &ceph().endpoint(), "--cache-limit", "0"]);
+    program.env("AWS_ACCESS_KEY_ID", user.0).env("AWS_SECRET_ACCESS_KEY", user.1);
+    program.env("XENVAULT_PASSPHRASE", "correct horse battery staple");
+    programs::finish(&mut program, "").unwrap()
 }
 
 /// The bytes of an object.

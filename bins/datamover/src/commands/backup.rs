@@ -18,6 +18,7 @@ pub async fn run(arguments: BackupArguments, format: Format) -> Outcome {
     let state = arguments.state.folder()?;
     let signals = Signals::take()?;
     let repository = arguments.repository.open_with(&passphrase).await?;
+    let immutability = repository.immutability();
 
     let monitor = Arc::new(Monitor::new(format));
     let mut options = arguments.pool.engine_options(state, monitor.clone());
@@ -30,8 +31,14 @@ pub async fn run(arguments: BackupArguments, format: Format) -> Outcome {
     Ok(format.ended(
         ended,
         "what this backup made in the pool was removed, except where a warning says otherwise",
-        text,
-        json,
+        |report| format!("{}\nimmutability: {immutability}", text(report)),
+        |report| {
+            let mut record = json(report);
+            if let Some(fields) = record.as_object_mut() {
+                fields.insert("immutability".to_owned(), json!(immutability.to_string()));
+            }
+            record
+        },
     ))
 }
 

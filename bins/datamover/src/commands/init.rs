@@ -1,21 +1,23 @@
 //! `init-repository`: an empty repository in a new or empty folder, or in a folder of a bucket.
 
 use crate::Outcome;
-use crate::shell::bucket::greet;
+use crate::arguments::InitArguments;
+use crate::shell::bucket::meet;
 use crate::shell::output::Format;
-use crate::shell::repository::{OpenError, RepositoryArguments};
+use crate::shell::repository::OpenError;
 use serde_json::json;
-use std::sync::Arc;
-use xenvault_store::{InitOptions, Repository};
+use xenvault_store::{Immutability, InitOptions, Repository};
 
-pub async fn run(arguments: &RepositoryArguments, format: Format) -> Outcome {
+pub async fn run(init: &InitArguments, format: Format) -> Outcome {
+    let arguments = &init.repository;
     let passphrase = arguments.passphrase()?;
     let path = &arguments.repository;
-    let options = InitOptions::default();
+    let mut options = InitOptions::default();
+    options.immutability = init.immutability;
     let made = match arguments.place().map_err(OpenError::from)? {
         None => Repository::init(path, &passphrase, options).await,
-        Some(place) => match greet(&place).await {
-            Ok(()) => Repository::init_on(Arc::new(place), &passphrase, options).await,
+        Some(place) => match meet(&place).await {
+            Ok(place) => Repository::init_on(place, &passphrase, options).await,
             Err(error) => Err(error),
         },
     };
@@ -25,11 +27,16 @@ pub async fn run(arguments: &RepositoryArguments, format: Format) -> Outcome {
     if place.service.is_some() {
         let word = |is_so| if is_so { "yes" } else { "no" };
         text.push_str(&format!(
-            "Found out by trying: keeps conditions on writes: {}; keeps old versions: {}; protects objects: {}\n",
+            "Found out by trying: keeps conditions on writes: {}; keeps old versions: {}\n",
             word(place.conditional_put),
             word(place.versioned),
-            place.immutability,
         ));
+    }
+    text.push_str(&format!("immutability: {}\n", repository.immutability()));
+    if repository.immutability() == Immutability::Broker {
+        text.push_str(
+            "Let `xenvault-restore seal` run as root from now on: nothing is protected before it was sealed.\n",
+        );
     }
     text.push_str(
         "Keep the passphrase somewhere else too: without it, or a recovery key (`xenvault-restore key recovery`), nobody \
@@ -40,7 +47,7 @@ pub async fn run(arguments: &RepositoryArguments, format: Format) -> Outcome {
         "path": path,
         "conditional_put": place.conditional_put,
         "versioned": place.versioned,
-        "immutability": place.immutability,
+        "immutability": repository.immutability().to_string(),
     });
     Ok(format.result(&text, json))
 }

@@ -2,9 +2,10 @@
 
 use super::secrets::LONGEST_SECRET_BYTES;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use xenvault_block::ByteSize;
-use xenvault_store::backend::{Backend, Bucket, BucketOptions, Patience};
+use xenvault_store::backend::{Backend, Bucket, BucketOptions, Patience, open_bucket};
 use xenvault_store::{IndexCacheOptions, StoreError};
 use zeroize::Zeroizing;
 
@@ -100,11 +101,11 @@ pub fn address(repository: &Path) -> Option<Result<(String, String), BucketError
 }
 
 impl BucketArguments {
-    /// The place, not asked yet.
+    /// Where the bucket is and what opens it.
     ///
     /// # Errors
     /// [`BucketError`].
-    pub fn bucket(&self, bucket: String, folder: String) -> Result<Bucket, BucketError> {
+    pub fn options(&self, bucket: String, folder: String) -> Result<BucketOptions, BucketError> {
         let clear_text = self
             .s3_endpoint
             .as_deref()
@@ -117,7 +118,7 @@ impl BucketArguments {
             None => None,
         };
         let keys = self.keys()?;
-        let options = BucketOptions {
+        Ok(BucketOptions {
             bucket,
             folder,
             endpoint: self.s3_endpoint.clone(),
@@ -128,8 +129,7 @@ impl BucketArguments {
             authority,
             clear_text,
             patience: Patience::default(),
-        };
-        Bucket::s3(&options).map_err(|source| BucketError::Options { source })
+        })
     }
 
     /// Where copies of the index are kept; nowhere if there is no folder for them.
@@ -183,16 +183,17 @@ fn unreadable(path: &Path, source: std::io::Error) -> BucketError {
     BucketError::Read { path: path.to_owned(), source }
 }
 
-/// Asks the service whether it is there and knows the keys, without the patience of later requests.
+/// Asks the service whether it is there and knows the keys, without the patience of later requests; then whether the bucket
+/// keeps versions, and gives the place that fits.
 ///
 /// # Errors
 /// [`StoreError::Backend`] with what it said.
-pub async fn greet(bucket: &Bucket) -> Result<(), StoreError> {
-    match bucket.clone().with_patience(FIRST_CONTACT).length("config").await {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::Backend { action: "look for", object: "config".to_owned(), source })
-        }
-        _ => Ok(()),
+pub async fn meet(options: &BucketOptions) -> Result<Arc<dyn Backend>, StoreError> {
+    let failed = |source| StoreError::Backend { action: "look for", object: "config".to_owned(), source };
+    let bucket = Bucket::s3(options).map_err(failed)?;
+    match bucket.with_patience(FIRST_CONTACT).length("config").await {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(failed(source)),
+        _ => open_bucket(options).await.map_err(failed),
     }
 }
 

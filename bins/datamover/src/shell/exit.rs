@@ -174,6 +174,7 @@ impl Exit {
             | StoreError::NotEmpty { .. }
             | StoreError::Within { .. }
             | StoreError::Unfit { .. }
+            | StoreError::LockNotKept { .. }
             | StoreError::NewerFormat { .. }
             | StoreError::Full { .. }
             | StoreError::Backend { .. } => Self::Repository,

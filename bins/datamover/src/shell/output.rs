@@ -52,7 +52,13 @@ impl Format {
     }
 
     /// Prints how a piece of work ended: its result, or that a signal stopped it and `what_is_left`.
-    pub fn ended<T>(self, ended: Ended<T>, what_is_left: &str, text: fn(&T) -> String, json: fn(&T) -> Value) -> Exit {
+    pub fn ended<T>(
+        self,
+        ended: Ended<T>,
+        what_is_left: &str,
+        text: impl FnOnce(&T) -> String,
+        json: impl FnOnce(&T) -> Value,
+    ) -> Exit {
         let exit = match ended {
             Ended::Done(result) => {
                 return self.result(&text(&result), json(&result));

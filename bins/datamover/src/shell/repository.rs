@@ -1,10 +1,9 @@
 //! The repository of a command line: where it is, and the passphrase that opens it.
 
-use super::bucket::{BucketArguments, BucketError, address, greet};
+use super::bucket::{BucketArguments, BucketError, address, meet};
 use super::secrets::{PASSPHRASE, SecretError};
 use std::path::PathBuf;
-use std::sync::Arc;
-use xenvault_store::backend::Bucket;
+use xenvault_store::backend::{Bucket, BucketOptions};
 use xenvault_store::{Repository, Secret, StoreError};
 
 /// Options that name a repository.
@@ -57,8 +56,8 @@ impl RepositoryArguments {
     pub async fn open_with(&self, passphrase: &Secret) -> Result<Repository, OpenError> {
         let opened = match self.place()? {
             None => Repository::open(&self.repository, passphrase).await,
-            Some(place) => match greet(&place).await {
-                Ok(()) => Repository::open_on(Arc::new(place), passphrase).await,
+            Some(place) => match meet(&place).await {
+                Ok(place) => Repository::open_on(place, passphrase).await,
                 Err(error) => Err(error),
             },
         };
@@ -73,10 +72,13 @@ impl RepositoryArguments {
     ///
     /// # Errors
     /// [`BucketError`].
-    pub fn place(&self) -> Result<Option<Bucket>, BucketError> {
+    pub fn place(&self) -> Result<Option<BucketOptions>, BucketError> {
         let Some(address) = address(&self.repository) else { return Ok(None) };
         let (bucket, folder) = address?;
-        self.bucket.bucket(bucket, folder).map(Some)
+        let options = self.bucket.options(bucket, folder)?;
+        // What can not be used is told before anything is asked.
+        Bucket::s3(&options).map_err(|source| BucketError::Options { source })?;
+        Ok(Some(options))
     }
 
     /// What did not succeed with it.

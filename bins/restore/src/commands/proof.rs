@@ -4,6 +4,7 @@ use super::{instant, show, unix_ms};
 use crate::Outcome;
 use crate::arguments::ShowArguments;
 use crate::points::choose;
+use crate::shell::exit::Exit;
 use crate::shell::output::Format;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -17,13 +18,21 @@ pub async fn run(arguments: &ShowArguments, format: Format) -> Outcome {
     let passphrase = arguments.repository.passphrase()?;
     let repository = arguments.repository.open_with(&passphrase).await?;
     let point = choose(&repository, &arguments.point).await?;
-    let details = points::show(&repository, &point).await?;
     let proof = repository.protection(&point).await?;
-    let mut record = show::json(&details);
+    // What protects a point does not depend on what can be read of the VM.
+    let (facts, mut record, hurt) = match points::show(&repository, &point).await {
+        Ok(details) => (show::text(&details), show::json(&details), false),
+        Err(error) => (
+            format!("point {point}\nits VM's configuration can not be shown: {error}\n"),
+            json!({ "point": point.to_string(), "error": error.to_string() }),
+            true,
+        ),
+    };
     if let Some(fields) = record.as_object_mut() {
         fields.insert("protection".to_owned(), json(&proof));
     }
-    Ok(format.result(&(show::text(&details) + &text(&proof)), record))
+    let told = format.result(&(facts + &text(&proof)), record);
+    Ok(if hurt { Exit::Damaged } else { told })
 }
 
 fn text(proof: &PointProtection) -> String {

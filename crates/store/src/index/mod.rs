@@ -157,9 +157,22 @@ impl Index {
         let _ = self.cache.set(cache);
     }
 
-    /// From now on no segment is believed; before the first [`Self::refresh`].
-    pub(crate) fn distrust(&self) {
-        self.is_distrusted.store(true, Ordering::Release);
+    /// As [`Self::distrust`], before anything was loaded.
+    pub(crate) fn believe_packs_only(&mut self) {
+        *self.is_distrusted.get_mut() = true;
+    }
+
+    /// From now on no segment is believed: the next [`Self::refresh`] reads the directories of all packs. Says whether
+    /// that is new. What a segment says is authentic; but whoever has a datamover's key can write one that lies.
+    pub(crate) async fn distrust(&self) -> bool {
+        let mut seen = self.seen.lock().await;
+        let is_new = !self.is_distrusted.swap(true, Ordering::AcqRel);
+        if is_new {
+            self.retain(|segment| segment.name.is_none());
+            seen.segments.clear();
+            seen.packs = self.loaded().covered();
+        }
+        is_new
     }
 
     /// From now on these copies are not referred to.

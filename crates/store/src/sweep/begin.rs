@@ -13,10 +13,10 @@ use xenvault_store_format::{
 use super::survey::{Survey, confirm};
 use super::{SweepBegun, SweepOptions, SweepReport};
 use crate::heal::check_point;
-use crate::keep::{is_held, is_promised};
 use crate::mark::{Marks, Tally};
 use crate::monitor::MaintenanceStage;
 use crate::points::Point;
+use crate::promise::{is_held, is_promised};
 use crate::publish::write_receipt;
 use crate::repository::Inner;
 use crate::sweeps::SweepState;

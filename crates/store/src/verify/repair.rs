@@ -59,7 +59,7 @@ impl Repository {
         fresh.index.read_all(&*fresh.backend, &fresh.keys).await?;
         report.index_bytes = fresh.index.publish_learned(&*fresh.backend, &fresh.keys).await?;
         for name in damaged {
-            if crate::keep::is_held(&fresh, &name).await? {
+            if crate::promise::is_held(&fresh, &name).await? {
                 continue;
             }
             records::remove(&fresh, &name).await?;

@@ -13,6 +13,7 @@ use xenvault_store_format::{
 use super::{DamageKind, HurtDisk, HurtPoint, Listed, Ranges, Verify, VerifyMode, reason};
 use crate::forget::tombstones;
 use crate::monitor::MaintenanceStage;
+use crate::promise::is_promised;
 use crate::{StoreError, names, points, records};
 
 impl Verify {
@@ -56,7 +57,8 @@ impl Verify {
         let planned = listed.len() as u64;
         let mut done = 0;
         for (id, name) in listed {
-            let is_forgotten = forgotten.contains_key(&id);
+            // One that is promised restores in any case, so it is looked at.
+            let is_forgotten = forgotten.contains_key(&id) && !is_promised(&repository, &name).await?;
             match points::read(&repository, &name).await {
                 Ok(point) => {
                     walk.verify.report.points += 1;
