@@ -68,7 +68,7 @@ async fn a_service_that_dies_or_stands_still_in_the_middle_of_a_backup_or_a_swee
     for (number, trouble) in TROUBLES.iter().enumerate() {
         let what = format!("trouble {number}");
         let writer = kept.reopen_on(hasty(&ceph)).unwrap();
-        let content = noise(10 + number as u64, 24 << 20);
+        let content = noise(10 + number as u64, 12 << 20);
         let writing = {
             let content = content.clone();
             tokio::spawn(async move { back_up(&writer, &content).await })
