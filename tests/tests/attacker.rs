@@ -20,7 +20,7 @@ use xenvault_store::{
 };
 use xenvault_store_format::{
     DamageMark, DamagedCopy, ForgottenPoint, IndexEntry, KeySlot, Keys, PackId, PackSalt, Placement, Record, RecordId,
-    SweepEnd, SweepIntent, Tombstone, encode_index, encode_record, SlotSecret,
+    SlotSecret, SweepEnd, SweepIntent, Tombstone, encode_index, encode_record,
 };
 
 /// The folder of the repository, as an address has it.

@@ -72,7 +72,9 @@ fn a_datamover_with_a_writers_key_backs_up_and_only_the_full_key_restores() {
     let file = bench.path("stolen.raw");
     assert_fails(&restore(&bench, &["disk", point, "0", "--to", &text(&file)]), 6, &["only writes"]);
     assert!(!file.exists());
-    for command in [&["show", point][..], &["verify", "--full"], &["sweep", "--alone"], &["key", "remove", "1", "--confirm"]] {
+    for command in
+        [&["show", point][..], &["verify", "--full"], &["sweep", "--alone"], &["key", "remove", "1", "--confirm"]]
+    {
         assert_fails(&restore(&bench, command), 6, &["only writes"]);
     }
     assert_eq!(restore(&bench, &["verify"]).code, Some(0));
