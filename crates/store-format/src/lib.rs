@@ -47,8 +47,8 @@ pub use map::{
     level_of,
 };
 pub use pack::{
-    DirectoryEntry, DirectoryKey, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_CHUNKS, PACK_HEADER_BYTES,
-    PACK_TRAILER_BYTES, PackEncoder, PackHeader, PackKey, PackTrailer, Placement,
+    DirectoryEntry, DirectoryKey, FRAME_OVERHEAD_BYTES, MAX_PACK_BYTES, MAX_PACK_CHUNKS, PACK_END_BYTES,
+    PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackEncoder, PackHeader, PackKey, PackTrailer, Placement,
 };
 pub use payload::{Compressor, MAX_FRAME_CHUNKS, MAX_PLAIN_BYTES, Payload, PlainFrame};
 pub use point::{Level, MAX_POINT_BYTES, PointDisk, PointManifest, decode_point, encode_point};

@@ -1,7 +1,7 @@
 //! Packs: sealed frames of chunks one after the other, and a sealed directory at the end.
 //!
 //! ```text
-//! header | frame 0 | frame 1 | ... | directory frame | trailer
+//! header | frame 0 | frame 1 | ... | directory frame | copy of the header | trailer
 //! frame: length u32, CRC-32 u32, sealed bytes
 //! ```
 //! The CRC-32 finds damage without the key. Every pack has its own keys, from its own random salt: one for its frames,
@@ -28,6 +28,8 @@ const ENTRY_BYTES: usize = 45;
 pub const PACK_HEADER_BYTES: usize = PREAMBLE_BYTES + 16 + 32 + 4;
 /// Length of a pack's trailer.
 pub const PACK_TRAILER_BYTES: usize = 24;
+/// Length of what ends a pack: a copy of its header, since without the salt nothing in it can be opened, and the trailer.
+pub const PACK_END_BYTES: usize = PACK_HEADER_BYTES + PACK_TRAILER_BYTES;
 /// Largest pack.
 pub const MAX_PACK_BYTES: usize = 32 * 1024 * 1024;
 /// Most chunks in a pack.
@@ -64,6 +66,7 @@ pub struct DirectoryEntry {
 /// Builds one pack.
 #[derive(Debug)]
 pub struct PackEncoder {
+    repository: RepositoryId,
     id: PackId,
     salt: PackSalt,
     class: PackClass,
@@ -85,10 +88,11 @@ impl PackEncoder {
     }
 
     fn with(keys: &Keys, salt: PackSalt, key: LessSafeKey) -> Result<(Self, Vec<u8>), FormatError> {
-        let header = PackHeader { repository: keys.repository(), salt }.encode();
+        let repository = keys.repository();
+        let header = PackHeader { repository, salt }.encode();
         let (id, class, directory) = (salt.pack_id(), salt.sealing().class(), DirectoryKey::derive(keys, &salt)?);
         let (offset, entries) = (header.len(), Vec::new());
-        Ok((Self { id, salt, class, key, directory, offset, frames: 0, entries }, header))
+        Ok((Self { repository, id, salt, class, key, directory, offset, frames: 0, entries }, header))
     }
 
     /// Name of the pack.
@@ -108,7 +112,7 @@ impl PackEncoder {
 
     /// Length of the object if it ended now, in bytes.
     pub fn final_length(&self) -> usize {
-        self.offset + FRAME_OVERHEAD_BYTES + 4 + self.entries.len() * ENTRY_BYTES + PACK_TRAILER_BYTES
+        self.offset + FRAME_OVERHEAD_BYTES + 4 + self.entries.len() * ENTRY_BYTES + PACK_END_BYTES
     }
 
     /// Whether these chunks still fit.
@@ -154,7 +158,7 @@ impl PackEncoder {
         let full = |_| FormatError::PackFull;
         let count = u32::try_from(self.entries.len()).map_err(full)?;
         let mut body = vec![0; FRAME_HEADER_BYTES];
-        body.reserve(4 + self.entries.len() * ENTRY_BYTES + TAG_BYTES + PACK_TRAILER_BYTES);
+        body.reserve(4 + self.entries.len() * ENTRY_BYTES + TAG_BYTES + PACK_END_BYTES);
         body.extend_from_slice(&count.to_le_bytes());
         for entry in &self.entries {
             body.extend_from_slice(entry.id.as_bytes());
@@ -169,6 +173,7 @@ impl PackEncoder {
             directory_length: u32::try_from(out.len()).map_err(full)?,
             frames: count,
         };
+        out.extend_from_slice(&PackHeader { repository: self.repository, salt: self.salt }.encode());
         out.extend_from_slice(&trailer.encode());
         Ok((out, self.entries))
     }
@@ -259,7 +264,7 @@ impl PackTrailer {
                 found: trailer.directory_length.into(),
             });
         }
-        let end = u64::from(trailer.directory_offset) + expected + PACK_TRAILER_BYTES as u64;
+        let end = u64::from(trailer.directory_offset) + expected + PACK_END_BYTES as u64;
         if end != pack_length || pack_length > MAX_PACK_BYTES as u64 {
             return Err(FormatError::Field { what: WHAT, field: "length of the pack", found: pack_length });
         }
@@ -467,7 +472,7 @@ mod tests {
         let trailer = PackTrailer::decode(&bytes[split..], bytes.len() as u64)?;
         let key = PackKey::derive(&keys(), &header.salt)?;
         let directory = DirectoryKey::derive(&keys(), &header.salt)?;
-        let directory = directory.open_directory(&trailer, bytes[trailer.directory_offset as usize..split].to_vec())?;
+        let directory = directory.open_directory(&trailer, bytes[trailer.directory_offset as usize..split - PACK_HEADER_BYTES].to_vec())?;
         let open = |entry: DirectoryEntry| {
             let Placement { offset, length, frame, part } = entry.placement;
             let sealed = bytes[offset as usize..(offset + length) as usize].to_vec();
@@ -529,7 +534,7 @@ mod tests {
         assert!(matches!(PackKey::derive(&writer(), &salt), Err(FormatError::WriteOnly)));
         let split = bytes.len() - PACK_TRAILER_BYTES;
         let trailer = PackTrailer::decode(&bytes[split..], bytes.len() as u64).unwrap();
-        let directory = bytes[trailer.directory_offset as usize..split].to_vec();
+        let directory = bytes[trailer.directory_offset as usize..split - PACK_HEADER_BYTES].to_vec();
         let read = DirectoryKey::derive(&writer(), &salt).unwrap().open_directory(&trailer, directory).unwrap();
         assert_eq!(read, entries);
         // Not with any key that can be made of what it has, for whatever purpose.

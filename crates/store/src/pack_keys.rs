@@ -1,12 +1,13 @@
-//! Keys of packs that were used last. A pack's salt stands in its header, so the first chunk of a pack costs one small
+//! Keys of packs that were used last. A pack's salt stands in its header, and in the copy of it at the end, so the first chunk of a pack costs one small
 //! read more.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use xenvault_store_format::{Keys, PACK_HEADER_BYTES, PackHeader, PackId, PackKey};
+use xenvault_store_format::{Keys, PACK_END_BYTES, PACK_HEADER_BYTES, PackId, PackKey};
 
 use crate::backend::Backend;
+use crate::index::header_of;
 use crate::{StoreError, names};
 
 /// Keys in each of the two generations; a key takes some hundred bytes.
@@ -41,13 +42,18 @@ impl PackKeys {
             return Ok(key);
         }
         let name = names::pack(id);
-        let header = backend.read(&name, 0, PACK_HEADER_BYTES).await;
-        let header = header.map_err(|error| StoreError::io("read", &name, error))?;
-        let header = PackHeader::decode(&header).map_err(|error| StoreError::format(&name, error))?;
-        if header.repository != keys.repository() || header.salt.pack_id() != *id {
-            let source = "the pack does not belong under this name".into();
-            return Err(StoreError::Damaged { object: name, source });
-        }
+        let failed = |error| StoreError::io("read", &name, error);
+        let first = backend.read(&name, 0, PACK_HEADER_BYTES).await.map_err(failed);
+        let header = match first.and_then(|bytes| header_of(keys, *id, &name, &bytes)) {
+            Err(error) if error.is_loss() && !error.is_gone() => {
+                // The copy at the end is what it is there for.
+                let length = backend.length(&name).await.map_err(failed)?;
+                let at = length.saturating_sub(PACK_END_BYTES as u64);
+                let copy = backend.read(&name, at, PACK_HEADER_BYTES).await.map_err(failed)?;
+                header_of(keys, *id, &name, &copy).map_err(|_| error)?
+            }
+            header => header?,
+        };
         let key = PackKey::derive(keys, &header.salt).map_err(|error| StoreError::format(&name, error))?;
         let key = Arc::new(key);
         self.put(*id, Arc::clone(&key));

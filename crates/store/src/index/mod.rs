@@ -31,7 +31,7 @@ use crate::names;
 
 pub(crate) use cache::IndexCache;
 pub use cache::IndexCacheOptions;
-pub(crate) use directory::read_directory;
+pub(crate) use directory::{header_of, read_directory};
 use runs::Runs;
 pub(crate) use segment::Segment;
 

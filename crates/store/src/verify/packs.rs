@@ -98,7 +98,10 @@ async fn check_pack(
             let entries: Vec<IndexEntry> = directory.index_entries().collect();
             found.read_bytes += PACK_HEADER_BYTES as u64 + u64::from(directory.trailer.directory_length);
             let end = u64::from(directory.trailer.directory_offset);
-            if !are_seamless(&entries, end) {
+            if let Some(error) = &directory.lost_header {
+                let reason = format!("one of the two copies of its header is lost: {}", reason(error));
+                found.damage = Some((DamageKind::Damaged, reason));
+            } else if !are_seamless(&entries, end) {
                 let reason = format!("the chunks of its directory do not fill its {} bytes", directory.length);
                 found.damage = Some((DamageKind::Damaged, reason));
             } else if entries.iter().any(|entry| is_elsewhere(repository, entry)) {
