@@ -340,7 +340,9 @@ async fn attack(bucket: &'static str, mode: &str) {
         assert!(std::fs::read(&file).unwrap() == *content, "{point}");
     }
     let listed = restore(OWNER, bucket, &["points"]);
-    assert!(listed.code == Some(0) && listed.stdout.contains("FORGOTTEN"), "{listed:?}");
+    // The junk beside the points is named, and makes the exit code.
+    assert!(listed.code == Some(9) && listed.stdout.contains("DAMAGED points/junk"), "{listed:?}");
+    assert!(contents.iter().all(|(point, _)| listed.stdout.contains(&point.to_string())), "{listed:?}");
     let packs = report.disturbed.iter().filter(|disturbed| disturbed.object.starts_with("packs/")).count();
     assert!(packs > 8 && report.disturbed.iter().any(|disturbed| disturbed.object == "config"), "{packs}");
     drop(ceph);
