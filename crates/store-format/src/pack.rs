@@ -472,7 +472,8 @@ mod tests {
         let trailer = PackTrailer::decode(&bytes[split..], bytes.len() as u64)?;
         let key = PackKey::derive(&keys(), &header.salt)?;
         let directory = DirectoryKey::derive(&keys(), &header.salt)?;
-        let directory = directory.open_directory(&trailer, bytes[trailer.directory_offset as usize..split - PACK_HEADER_BYTES].to_vec())?;
+        let directory = directory
+            .open_directory(&trailer, bytes[trailer.directory_offset as usize..split - PACK_HEADER_BYTES].to_vec())?;
         let open = |entry: DirectoryEntry| {
             let Placement { offset, length, frame, part } = entry.placement;
             let sealed = bytes[offset as usize..(offset + length) as usize].to_vec();
