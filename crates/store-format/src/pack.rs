@@ -469,6 +469,11 @@ mod tests {
     fn open_all(bytes: &[u8]) -> Result<Vec<(DirectoryEntry, Vec<u8>)>, FormatError> {
         let header = PackHeader::decode(bytes.get(..PACK_HEADER_BYTES).unwrap_or(bytes))?;
         let split = bytes.len() - PACK_TRAILER_BYTES;
+        // Whoever checks a pack holds the two copies against each other.
+        let copy = PackHeader::decode(&bytes[split - PACK_HEADER_BYTES..split])?;
+        if copy != header {
+            return Err(FormatError::Authentication { what: "pack header" });
+        }
         let trailer = PackTrailer::decode(&bytes[split..], bytes.len() as u64)?;
         let key = PackKey::derive(&keys(), &header.salt)?;
         let directory = DirectoryKey::derive(&keys(), &header.salt)?;
