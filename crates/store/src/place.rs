@@ -198,7 +198,7 @@ fn is_below(name: &str, folder: &str) -> bool {
 }
 
 /// Writes the objects that make a repository, the one that makes it one last. Of several who do so at the same time at most
-/// one succeeds, also at a service that keeps to no condition.
+/// one succeeds; where the service keeps to no condition, they can undo each other's work, and mostly notice it.
 pub(crate) async fn make(backend: &dyn Backend, key: Vec<u8>, config: Vec<u8>) -> Result<(), StoreError> {
     let taken = || StoreError::NotEmpty { path: backend.location() };
     let key_name = place_key(backend, &key).await?;

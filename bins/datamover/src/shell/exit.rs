@@ -1,7 +1,7 @@
 //! Exit codes: what a script needs to know about the end of a program. The table in `--help` is made here.
 
-use super::bucket::BucketError;
 use super::pool::PoolFailure;
+use super::repository::OpenError;
 use super::secrets::SecretError;
 use std::error::Error;
 use std::process::ExitCode;
@@ -113,7 +113,7 @@ impl Exit {
         if is::<SecretError>(error).is_some() {
             return Some(Self::Usage);
         }
-        if is::<BucketError>(error).is_some() {
+        if let Some(OpenError::Bucket(_) | OpenError::Secret(_)) = is::<OpenError>(error) {
             return Some(Self::Usage);
         }
         if let Some(refusal) = is::<Refusal>(error) {
