@@ -135,7 +135,8 @@ fn damage_is_named_with_points_and_ranges_and_a_full_backup_heals_it() {
     assert_eq!((&hurt["point"], &hurt["vm_name"]), (&point.clone().into(), &"web".into()));
     let range = &hurt["disks"][0]["ranges"][0];
     let (start, end) = (range[0].as_u64().unwrap(), range[1].as_u64().unwrap());
-    assert!(start < end && end <= 64 << 20 && report["marked_copies"] == 1, "{report}");
+    // The chunks of one frame.
+    assert!(start < end && end <= 64 << 20 && report["marked_copies"].as_u64().unwrap() > 0, "{report}");
 
     // The next full backup meets the content and stores it again: the old point is whole again too.
     let mut arguments = bench.backup_arguments("web");

@@ -102,7 +102,8 @@ async fn segments_are_fetched_once_and_again_where_their_copy_is_hurt() {
         let healthy = std::fs::read(&kept[0]).unwrap();
         let mut bytes = healthy.clone();
         match hurt {
-            0 => bytes[healthy.len() / 2] ^= 1,
+            // In its last page, which holds the entries.
+            0 => bytes[healthy.len() - 30] ^= 1,
             1 => bytes.truncate(healthy.len() - 1),
             2 => bytes.push(0),
             _ => {}
