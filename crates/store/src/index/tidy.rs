@@ -106,9 +106,9 @@ impl Index {
         let named = Arc::new(named);
         let total: u64 = job.old.iter().map(|segment| segment.len() as u64).sum();
         let mut parts = parts_for(total);
-        'again: loop {
+        loop {
             let run = *Uuid::new_v4().as_bytes();
-            let mut written = Vec::new();
+            let (mut written, mut is_too_much) = (Vec::new(), false);
             for part in 0..parts {
                 let place = RunPart { run, part, parts, level: job.level };
                 let (old, keys_of_part) = (job.old.clone(), Arc::clone(keys));
@@ -122,14 +122,17 @@ impl Index {
                     Ok(Some(bytes)) => written.push(self.publish_bytes(backend, keys, bytes).await?),
                     // Chance has put too much into one part. What was written is of a run that is never whole.
                     Err(FormatError::Limit { .. }) if parts < MAX_RUN_PARTS / 2 => {
-                        self.withdraw(backend, written).await?;
-                        parts *= 2;
-                        continue 'again;
+                        is_too_much = true;
+                        break;
                     }
                     Err(error) => return Err(StoreError::format(names::INDEX, error)),
                 }
             }
-            return Ok(());
+            if !is_too_much {
+                return Ok(());
+            }
+            self.withdraw(backend, written).await?;
+            parts *= 2;
         }
     }
 

@@ -149,15 +149,25 @@ fn broken(said: String) -> HttpError {
     HttpError::new(HttpErrorKind::Timeout, std::io::Error::new(std::io::ErrorKind::TimedOut, said))
 }
 
+/// Whether TLS says so, in an error of input and output or in one within another.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<rustls::Error>() {
+            return true;
+        }
+        // Its source is that of what it holds, which is passed over so.
+        let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = held.map(|held| held as &(dyn std::error::Error + 'static));
+    }
+    false
+}
+
 /// Notes what the network says, and gives it to the library. The address is left out: it may hold a signature.
 fn failed(error: &reqwest::Error) -> HttpError {
     let (mut said, mut tls, mut next) = (String::new(), false, error.source());
     while let Some(cause) = next {
-        tls |= cause.is::<rustls::Error>()
-            || cause
-                .downcast_ref::<std::io::Error>()
-                .and_then(std::io::Error::get_ref)
-                .is_some_and(|inner| inner.is::<rustls::Error>());
+        tls |= is_tls(cause);
         // The innermost one tells most; those around it repeat it or say "client error".
         said = cause.to_string();
         next = cause.source();
