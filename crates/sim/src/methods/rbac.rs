@@ -135,6 +135,10 @@ pub(super) fn check_call(core: &Core, session: &str, method: &str, params: &[Val
 /// The same for a permission by its name.
 pub(crate) fn check(core: &Core, session: &str, permission: &str) -> Outcome<()> {
     let db = core.db();
+    // It may have ended since it was looked at; then it is not a matter of permissions.
+    if !db.exists("session", session) {
+        return Err(Failure::new("SESSION_INVALID", [session]));
+    }
     if db.flag("session", session, "is_local_superuser") {
         return Ok(());
     }
