@@ -141,10 +141,13 @@ async fn checked(
         return late.unwrap_or(Ok(value));
     }
     let params = params?;
+    let allowed = rbac::check_call(core, &session, name, &params);
+    if !session.is_empty() {
+        // It may have ended meanwhile: that is the call's failure. A refusal is the task's.
+        session::check(core, &session)?;
+    }
     let task = task::new_task(core, host, &format!("Async.{name}"), "");
     task::own(core, &task, &session);
-    // A refusal is the task's failure, not the call's.
-    let allowed = rbac::check_call(core, &session, name, &params);
     let call = call(params, task.clone());
     task::in_background(core, &task, async move {
         allowed?;
