@@ -112,7 +112,9 @@ async fn a_damaged_frame_hurts_each_of_its_chunks_and_no_other() {
     let repository = new_repository(folder.path()).await;
     let content = noise(8, 2 << 20);
     let (_, map) = back_up(&repository, &content).await;
-    let pack = objects(folder.path(), "packs").pop().unwrap();
+    // That of content is the larger one.
+    let pack =
+        objects(folder.path(), "packs").into_iter().max_by_key(|path| common::fs::length(path).unwrap()).unwrap();
     let sound = common::fs::read(&pack).unwrap();
     let mut hurt = sound.clone();
     hurt[1 << 20] ^= 1;

@@ -127,9 +127,20 @@ impl Bucket {
     async fn head(&self, name: &str) -> io::Result<ObjectMeta> {
         let path = self.path(name)?;
         match self.ask(|| async { self.store.head(&path).await }.boxed()).await {
-            // The answer to this request has no text, so it does not tell an object from a whole bucket that is gone, nor a
-            // wrong key from one that may not do this.
-            Err(BucketFault::NoObject { .. } | BucketFault::Denied { .. }) => {
+            // The answer to this request has no text, so it does not tell a wrong key from one that may not do this.
+            Err(denied @ BucketFault::Denied { .. }) => {
+                let first = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
+                match self.ask(|| self.store.get_opts(&path, first.clone())).await {
+                    Err(
+                        fault @ (BucketFault::UnknownKey { .. }
+                        | BucketFault::WrongSecret { .. }
+                        | BucketFault::Clock { .. }),
+                    ) => Err(fault.into()),
+                    _ => Err(denied.into()),
+                }
+            }
+            // Nor an object from a whole bucket that is gone.
+            Err(BucketFault::NoObject { .. }) => {
                 let first = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
                 match self.ask(|| self.store.get_opts(&path, first.clone())).await {
                     Ok(found) => Ok(found.meta),
